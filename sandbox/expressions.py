@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,7 +30,8 @@ class Expr(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
-    node: Node
+    node: Any
+    """A Node; pydantic cannot express a recursive alias."""
     line: int = 0
 
     def evaluate(self, env: Mapping[str, int]) -> int:

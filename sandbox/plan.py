@@ -13,7 +13,6 @@ from sandbox.contract import ITEMSIZE, SCALAR_T, Candidate, Device, Record, Task
 from sandbox.errors import PlanError
 from sandbox.expressions import Expr, parse_expr, split_arguments
 
-__all__ = ["Expr", "Plan", "parse", "parse_expr", "resolve"]
 
 SCALAR_T_IN_C = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 C_TYPES = {"int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t", "float32": "float"}
