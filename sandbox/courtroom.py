@@ -1,0 +1,177 @@
+"""What the judge prepares once per task and keeps for every candidate: drawn inputs, baselines, yardsticks.
+
+Candidates die with their worker and nothing of theirs survives, so one set of secret inputs serves many of them;
+`confirm` draws its own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sandbox.contract import Device, Task, Workload
+from sandbox.errors import WorkerLost
+from sandbox.peer import Peer, PeerDied, PeerTimedOut
+from sandbox.plan import dtype_of, nbytes
+from sandbox.worker import wire
+from sandbox.worker.layout import offsets
+
+TIMED = "timed"
+"""The distribution of timed inputs: normal, with integers at their upper bound so that all work is there."""
+CHECKED = ("normal", "shifted", "uniform", "outliers", "sharp", "equal_rows", "amplified_tail")
+_START_TIMEOUT_S = 180.0
+_PREPARE_TIMEOUT_S = 300.0
+_COMPILE_TIMEOUT_S = 900.0
+
+ERROR_FLOOR = {"float32": 2e-6, "float16": 5e-4, "bfloat16": 4e-3}
+"""Added to the yardstick: PyTorch's own error can be zero by luck."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One drawn input: its slot in the referee, its bytes, and what error is tolerable on each output and in-out."""
+
+    slot: str
+    workload: Workload
+    distribution: str
+    descriptor: int
+    yardsticks: tuple[tuple[float, float], ...]
+    limits: tuple[tuple[float, float], ...]
+
+
+@dataclass
+class Evidence:
+    """Everything drawn for one task."""
+
+    timed: dict[str, list[Drawn]] = field(default_factory=dict)
+    """By search workload: two draws that are timed and checked."""
+    checked: dict[str, list[Drawn]] = field(default_factory=dict)
+    """By workload, search and held-out: draws that are only checked."""
+
+    def all(self) -> list[Drawn]:
+        return [drawn for group in (self.timed, self.checked) for draws in group.values() for drawn in draws]
+
+
+class Courtroom:
+    """The referee process with one task open in it."""
+
+    def __init__(self, task: Task, device: Device, rng: random.Random) -> None:
+        self.task, self.device, self.rng = task, device, rng
+        self.versions: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.baselines: dict[str, list[str]] = {}
+        self._slots = 0
+
+    def __enter__(self) -> Self:
+        self.scratch = tempfile.TemporaryDirectory(prefix="warpsmith-referee-")
+        kind = "cuda" if self.device.target == "cuda" else "cpu"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if self.device.target == "cpu":
+            env |= {"OMP_NUM_THREADS": str(self.device.threads), "OMP_DYNAMIC": "false", "MKL_DYNAMIC": "FALSE"}
+        command = [sys.executable, "-m", "sandbox.referee", "{socket}", kind]
+        self.log = tempfile.TemporaryFile()
+        self.referee = Peer(command, env=env, cwd=self.scratch.name, stdout=self.log, stderr=self.log)
+        try:
+            self.referee.wait_ready(_START_TIMEOUT_S)
+            self.versions = {
+                "torch": str(self.ask("open", _START_TIMEOUT_S, task=self.task.model_dump_json())["torch"])
+            }
+            self.evidence = self.draw()
+            self._admit_baselines()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.referee.kill()
+        self.log.close()
+        self.scratch.cleanup()
+        for drawn in getattr(self, "evidence", Evidence()).all():
+            os.close(drawn.descriptor)
+
+    def ask(
+        self, operation: str, timeout_s: float = _PREPARE_TIMEOUT_S, descriptors: Sequence[int] = (), **fields: Any
+    ) -> Any:
+        """Ask the referee; it is ours, so whatever goes wrong is WorkerLost."""
+        try:
+            return self.referee.ask(operation, timeout_s, descriptors, **fields)
+        except (PeerDied, PeerTimedOut) as exc:
+            raise WorkerLost(
+                f"the referee process failed in {operation!r}: {exc}\n{self._last_words()}".rstrip()
+            ) from exc
+
+    def _last_words(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")[-2000:]
+
+    def draw(self) -> Evidence:
+        """Fresh inputs for every workload."""
+        evidence = Evidence()
+        for workload in self.task.workloads:
+            evidence.timed[workload.name] = [self._drawn(workload, TIMED) for _ in range(2)]
+        for workload in (*self.task.workloads, *self.task.held_out):
+            evidence.checked[workload.name] = [self._drawn(workload, self.rng.choice(CHECKED))]
+        return evidence
+
+    def _drawn(self, workload: Workload, distribution: str) -> Drawn:
+        sizes = [nbytes(tensor, workload) for tensor in (*self.task.inouts, *self.task.inputs)]
+        descriptor = wire.memory_file("inputs", max(1, offsets(sizes)[1]))
+        self._slots += 1
+        slot, seed = f"slot{self._slots}", self.rng.getrandbits(62)
+        fields = {"slot": slot, "workload": workload.model_dump(), "seed": seed}
+        reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
+        if any(value == float("inf") for pair in reply["yardsticks"] for value in pair):
+            # PyTorch itself overflows here, so nothing can be measured against it.
+            distribution = "normal"
+            reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
+        wire.seal(descriptor)
+        yardsticks = tuple((float(row), float(peak)) for row, peak in reply["yardsticks"])
+        return Drawn(slot, workload, distribution, descriptor, yardsticks, self._limits(workload, yardsticks))
+
+    def _limits(self, workload: Workload, yardsticks: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+        specs = (*self.task.outputs, *self.task.inouts)
+        floors = [ERROR_FLOOR.get(dtype_of(spec, workload), 0.0) for spec in specs]
+        tolerance = self.task.tolerance
+        return tuple(
+            (tolerance * row + floor, tolerance * peak + 2 * floor)
+            for (row, peak), floor in zip(yardsticks, floors, strict=True)
+        )
+
+    def release(self, evidence: Evidence) -> None:
+        """Forget draws that are no longer needed."""
+        self.ask("drop", slots=[drawn.slot for drawn in evidence.all()])
+        for drawn in evidence.all():
+            os.close(drawn.descriptor)
+
+    def _admit_baselines(self) -> None:
+        """Which baselines run, and are right, on each workload. The eager one is the yardstick itself."""
+        for workload in self.task.workloads:
+            drawn = self.evidence.timed[workload.name][0]
+            reply = self.ask("baselines", _COMPILE_TIMEOUT_S, slot=drawn.slot)
+            for name, reason in reply["failures"].items():
+                self.failures[f"{name} on {workload.name}"] = str(reason)
+            admitted = []
+            for name, errors in reply["errors"].items():
+                worst = max(
+                    (row / limit[0] for (row, _), limit in zip(errors, drawn.limits, strict=False)), default=0.0
+                )
+                if worst <= 5.0:
+                    admitted.append(name)
+                else:
+                    self.failures[f"{name} on {workload.name}"] = f"wrong: its error is {worst:.1f} times the tolerance"
+            self.baselines[workload.name] = admitted
+
+    def set_bytes(self, workload: Workload) -> int:
+        """Bytes of one set of buffers."""
+        return sum(nbytes(tensor, workload) for tensor in self.task.tensors)
+
+    def sets(self, workload: Workload) -> int:
+        """How many sets of buffers timing rotates over, so that a round exceeds the last-level cache."""
+        wanted = (64 << 20) if self.device.target == "cpu" else 2 * self.device.l2_bytes
+        return max(2, min(16, wanted // max(1, self.set_bytes(workload)))) if self.set_bytes(workload) < 2 << 30 else 1

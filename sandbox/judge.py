@@ -1,0 +1,154 @@
+"""The trusted side: from a candidate's text to its verdict.
+
+build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live in the
+referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
+Not covered yet: containers, sanitizers, racing side streams; see docs/judge.md for what each rule defends.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
+
+from sandbox import statistics
+from sandbox.contract import (
+    Artifact, BuildFailed, Candidate, Device, Judgement, KernelResources, Passed, Task, Verdict,
+)  # fmt: skip
+from sandbox.courtroom import Courtroom, Evidence
+from sandbox.errors import PlanError
+from sandbox.local import LocalWorker
+from sandbox.peer import Peer
+from sandbox.plan import allowed, macros, parse, settle
+from sandbox.toolchain import CompileFailed, Toolchain
+from sandbox.trial import Build, Rejected, Trial
+
+SEARCH_ROUNDS = 5
+CONFIRM_ROUNDS = 12
+_WORKER_BYTES = 16 << 30
+
+
+class Worker(Protocol):
+    """A sandboxed process that serves one candidate."""
+
+    peer: Peer
+
+
+WorkerFactory = Callable[[Device, int], AbstractContextManager[Worker]]
+
+
+class Judge:
+    """Judges candidates on one device; keeps one task open at a time. Use as a context manager."""
+
+    def __init__(self, device: Device, toolchain: Toolchain, worker: WorkerFactory = LocalWorker) -> None:
+        self.device, self.toolchain, self.worker = device, toolchain, worker
+        # Never seeded from the outside: what a run can replay, a candidate could have known.
+        self.rng = random.Random(secrets.randbits(128))
+        self.room: Courtroom | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.room is not None:
+            self.room.__exit__()
+            self.room = None
+
+    def open(self, task: Task) -> Courtroom:
+        """The courtroom for `task`: draws inputs, computes what is expected, tries the baselines. Slow the first time."""
+        if self.room is not None and self.room.task == task:
+            return self.room
+        self.__exit__()
+        self.room = Courtroom(task, self.device, self.rng).__enter__()
+        if self.device.target == "cpu" and self.device.bandwidth_gbs is None:
+            self.device = self.device.model_copy(update=self._peaks(self.room))
+        return self.room
+
+    def _peaks(self, room: Courtroom) -> dict[str, Any]:
+        peaks = room.ask("peaks", copy_bytes=256 << 20)
+        return {"bandwidth_gbs": peaks["bandwidth_gbs"], "tflops": {"float32": peaks["float32_tflops"]}}
+
+    def judge(self, task: Task, candidate: Candidate) -> Judgement:
+        """The verdict on one candidate. Its own faults are verdicts; ours are Infrastructure errors."""
+        room = self.open(task)
+        return self._judge(room, candidate, room.evidence, SEARCH_ROUNDS, confirmed=False)
+
+    def confirm(self, task: Task, candidate: Candidate) -> Judgement:
+        """Judge a winner again: inputs nobody has seen, more rounds."""
+        room = self.open(task)
+        fresh = room.draw()
+        try:
+            return self._judge(room, candidate, fresh, CONFIRM_ROUNDS, confirmed=True)
+        finally:
+            room.release(fresh)
+
+    def _judge(
+        self, room: Courtroom, candidate: Candidate, evidence: Evidence, rounds: int, confirmed: bool
+    ) -> Judgement:
+        start = time.perf_counter()
+        try:
+            build = self.build(room.task, candidate)
+            verdict = self._try(room, candidate, build, evidence, rounds, confirmed)
+        except Rejected as rejection:
+            verdict = rejection.verdict
+        return Judgement(
+            candidate=candidate.id,
+            task=room.task.name,
+            task_version=room.task.version,
+            target=room.task.target,
+            device=self.device.name,
+            verdict=verdict,
+            seconds=time.perf_counter() - start,
+            judged_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions=room.versions | self.toolchain.versions(),
+        )
+
+    def build(self, task: Task, candidate: Candidate) -> Build:
+        """Compile every specialisation the task's workloads need; Rejected with BuildFailed where one does not."""
+        try:
+            plan = parse(candidate.source, task)
+            tunables = settle(plan, candidate.tunables)
+            if not allowed(plan, task, tunables, self.device):
+                raise PlanError(f"tunables {tunables} break a tune-if constraint on {self.device.name}")
+            artifacts: dict[str, Artifact] = {}
+            for workload in (*task.workloads, *task.held_out):
+                definitions = macros(task, plan, workload, tunables)
+                artifacts[workload.name] = self.toolchain.build(
+                    candidate.source, task.target, definitions, self.device.arch
+                )
+        except PlanError as exc:
+            raise Rejected(BuildFailed(log=str(exc))) from exc
+        except CompileFailed as exc:
+            raise Rejected(BuildFailed(log=exc.log)) from exc
+        return Build(plan, tunables, artifacts)
+
+    def _try(
+        self, room: Courtroom, candidate: Candidate, build: Build, evidence: Evidence, rounds: int, confirmed: bool
+    ) -> Verdict:
+        with self.worker(self.device, _WORKER_BYTES) as worker:
+            trial = Trial(room, candidate, build, worker.peer, self.device, self.rng)
+            checks = []
+            for workload in sorted((*room.task.workloads, *room.task.held_out), key=room.set_bytes):
+                trial.bind(workload, sets=1)
+                # New data under the same pointers, then the first data again: nothing may be remembered.
+                draws = [*evidence.timed.get(workload.name, [])[:1], *evidence.checked[workload.name]]
+                checks += [trial.check(drawn) for drawn in [*draws, draws[0]]]
+            timings = tuple(trial.time(w, evidence.timed[w.name], rounds) for w in room.task.workloads)
+        return Passed(
+            checks=tuple(checks),
+            timings=timings,
+            speedup=statistics.speedups(timings),
+            latency_ms=statistics.geometric_mean(timing.candidate.median_ms for timing in timings),
+            resources=_resources(build),
+            confirmed=confirmed,
+        )
+
+
+def _resources(build: Build) -> tuple[KernelResources, ...]:
+    """Of every distinct specialisation."""
+    distinct = {artifact.sha256: artifact for artifact in build.artifacts.values()}
+    return tuple(kernel for artifact in distinct.values() for kernel in artifact.kernels)

@@ -1,0 +1,45 @@
+"""The ways PyTorch users do it today, made callable and timed exactly as candidates are.
+
+`eager` is the reference, `compile` is torch.compile of it, `library:<name>` and others come from reference.py.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sandbox.contract import Task, Workload
+from sandbox.referee.oracle import Function, call
+
+_FLUSH_BYTES = 512 << 20
+
+
+def functions(task: Task, module: ModuleType) -> dict[str, Function]:
+    """Every baseline of the task by name."""
+    found: dict[str, Function] = {"eager": module.reference}
+    # One specialisation a shape, as the deployed model would have it.
+    found["compile"] = torch.compile(module.reference, dynamic=False)
+    library = module.library(task.target) if hasattr(module, "library") else {}
+    others = module.baselines(task.target) if hasattr(module, "baselines") else {}
+    return found | {f"library:{name}": function for name, function in library.items()} | dict(others)
+
+
+def run(function: Function, sets: list[list[Tensor]], workload: Workload, calls: int) -> None:
+    """`calls` calls, rotating over the sets."""
+    for i in range(calls):
+        call(function, sets[i % len(sets)], workload)
+
+
+def device_times(function: Function, sets: list[list[Tensor]], workload: Workload, calls: int) -> list[float]:
+    """Device milliseconds of each call from a cold L2, by CUDA events; see worker/cuda.py for the same."""
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
+    for i, (start, stop) in enumerate(pairs):
+        flush.zero_()
+        start.record()
+        call(function, sets[i % len(sets)], workload)
+        stop.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(stop) for start, stop in pairs]

@@ -1,0 +1,284 @@
+"""One candidate before one worker: load it, check its outputs, time it beside the baselines.
+
+Whatever is the candidate's fault leaves as `Rejected`, which carries the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox import statistics
+from sandbox.contract import (
+    Artifact, Candidate, Cheated, Check, Device, Incorrect, LaunchFailed, Task, TimedOut, Timing, Verdict, Workload,
+)  # fmt: skip
+from sandbox.courtroom import Courtroom, Drawn
+from sandbox.errors import PlanError
+from sandbox.expressions import parse_expr
+from sandbox.peer import Peer, PeerDied, PeerTimedOut
+from sandbox.plan import Plan, ResolvedPlan, environment, nbytes, resolve
+from sandbox.worker import wire
+from sandbox.worker.layout import dump_offsets
+
+_CALL_TIMEOUT_S = 30.0
+_COPY_TIMEOUT_S = 120.0
+_BLOCK_S = 0.02
+"""Length of one block of timed calls on the cpu target."""
+_SETTLE_S = 0.004
+"""Pause between blocks: the OpenMP threads of the last one stop spinning."""
+_ROOFLINE_SLACK = 1.10
+
+
+class Rejected(Exception):
+    """The candidate is out; `verdict` says why."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.status)
+        self.verdict = verdict
+
+
+@dataclass(frozen=True)
+class Build:
+    """A candidate's plan, its tunables and one artifact for each workload."""
+
+    plan: Plan
+    tunables: Mapping[str, int]
+    artifacts: Mapping[str, Artifact]
+
+
+class Trial:
+    """Checks and timings of one candidate in one worker."""
+
+    def __init__(
+        self, room: Courtroom, candidate: Candidate, build: Build, peer: Peer, device: Device, rng: random.Random
+    ) -> None:
+        self.room, self.task, self.candidate, self.build = room, room.task, candidate, build
+        self.peer, self.device, self.rng = peer, device, rng
+        self.workspace_bytes = 0
+        self._loaded: set[str] = set()
+
+    # ------------------------------------------------------------ talking to the worker
+
+    def _ask(
+        self, workload: Workload, operation: str, timeout_s: float, *descriptors: int, **fields: Any
+    ) -> dict[str, Any]:
+        reply = self._timed(workload, operation, timeout_s, *descriptors, **fields)[1]
+        return reply
+
+    def _timed(
+        self, workload: Workload, operation: str, timeout_s: float, *descriptors: int, **fields: Any
+    ) -> tuple[float, dict[str, Any]]:
+        start = time.perf_counter()
+        try:
+            reply = self.peer.ask(operation, timeout_s, descriptors, **fields)
+        except PeerTimedOut as exc:
+            raise Rejected(TimedOut(stage=f"{operation} on {workload.name}", seconds=exc.seconds)) from exc
+        except PeerDied as exc:
+            raise Rejected(LaunchFailed(workload=workload.name, reason=f"worker {exc} in {operation}")) from exc
+        if "error" in reply:
+            raise Rejected(LaunchFailed(workload=workload.name, reason=str(reply["error"])[:2000]))
+        return time.perf_counter() - start, reply
+
+    def bind(self, workload: Workload, sets: int) -> None:
+        """Load the workload's specialisation where it is not yet, and allocate `sets` sets of buffers."""
+        artifact = self.build.artifacts[workload.name]
+        if artifact.sha256 not in self._loaded:
+            with artifact.path.open("rb") as image:
+                self._ask(workload, "load", _COPY_TIMEOUT_S, image.fileno(), key=artifact.sha256, entry=self.task.name)
+            self._loaded.add(artifact.sha256)
+        plan = self._resolved(workload)
+        self.workspace_bytes = plan.workspace_bytes
+        self._ask(
+            workload,
+            "bind",
+            _COPY_TIMEOUT_S,
+            key=artifact.sha256,
+            sets=sets,
+            outputs=len(self.task.outputs),
+            sizes=[nbytes(tensor, workload) for tensor in self.task.tensors],
+            scalars=_scalars(self.task, workload),
+            plan=_wired(plan, self.task),
+        )
+
+    def _resolved(self, workload: Workload) -> ResolvedPlan:
+        try:
+            return resolve(self.build.plan, self.task, workload, self.build.tunables, self.device)
+        except PlanError as exc:
+            raise Rejected(LaunchFailed(workload=workload.name, reason=str(exc))) from exc
+
+    # ------------------------------------------------------------ correctness
+
+    def check(self, drawn: Drawn, index: int = 0) -> Check:
+        """Fill a set, call once, and compare everything that came back."""
+        self._ask(drawn.workload, "fill", _COPY_TIMEOUT_S, drawn.descriptor, set=index)
+        self._ask(drawn.workload, "call", _CALL_TIMEOUT_S, set=index)
+        return self.compare(drawn, index)
+
+    def compare(self, drawn: Drawn, index: int = 0) -> Check:
+        """Compare the buffers of a set with what `drawn` must have become; Rejected where they differ."""
+        sizes = [nbytes(tensor, drawn.workload) for tensor in self.task.tensors]
+        total = dump_offsets(sizes + [self.workspace_bytes] * bool(self.workspace_bytes))[1]
+        descriptor = wire.memory_file("dump", total)
+        try:
+            self._ask(drawn.workload, "read", _COPY_TIMEOUT_S, descriptor, set=index)
+            seen = self.room.ask(
+                "compare", descriptors=[descriptor], slot=drawn.slot, workspace_bytes=self.workspace_bytes
+            )
+        finally:
+            os.close(descriptor)
+        return self._verdict_of(drawn, seen)
+
+    def _verdict_of(self, drawn: Drawn, seen: dict[str, Any]) -> Check:
+        where = {"workload": drawn.workload.name, "distribution": drawn.distribution}
+        if seen["guards"]:
+            names = ", ".join(seen["guards"])
+            raise Rejected(
+                Incorrect(**where, rule="out-of-bounds write", evidence=f"guard zones of {names} were written")
+            )
+        if seen["changed"]:
+            names = ", ".join(seen["changed"])
+            raise Rejected(Incorrect(**where, rule="input changed", evidence=f"{names} differ after the call"))
+        specs = (*self.task.outputs, *self.task.inouts)
+        for spec, error, yardstick, limit in zip(specs, seen["errors"], drawn.yardsticks, drawn.limits, strict=True):
+            if not (error[0] <= limit[0] and error[1] <= limit[1]):
+                raise Rejected(Incorrect(**where, rule="error", evidence=_evidence(spec.name, error, yardstick, limit)))
+        rows = [error[0] for error in seen["errors"]]
+        return Check(**where, error=max(rows), yardstick=max(row for row, _ in drawn.yardsticks))
+
+    # ------------------------------------------------------------ timing
+
+    def time(self, workload: Workload, draws: list[Drawn], rounds: int) -> Timing:
+        """Interleaved rounds of the candidate and every baseline, in random order, from rotating cold buffers."""
+        sets = self.room.sets(workload)
+        self.bind(workload, sets)
+        for i in range(sets):
+            self._ask(workload, "fill", _COPY_TIMEOUT_S, draws[i % len(draws)].descriptor, set=i)
+        self.room.ask("bind", slots=[drawn.slot for drawn in draws], sets=sets)
+        subjects = ["candidate", *self.room.baselines[workload.name]]
+        calls = {subject: self._calls(workload, subject) for subject in subjects}
+        if calls["candidate"].seconds > 4 * calls["eager"].seconds:
+            rounds = min(rounds, 3)
+        results: dict[str, list[float]] = {subject: [] for subject in subjects}
+        for _ in range(rounds):
+            for subject in self.rng.sample(subjects, len(subjects)):
+                results[subject].append(self._block(workload, subject, calls[subject]))
+        wall_ms = self._clocks_agree(workload, calls["candidate"]) if self.device.target == "cuda" else None
+        index = self.rng.randrange(sets)
+        self.compare(draws[index % len(draws)], index)
+        measured = {
+            subject: statistics.measurement(values, calls[subject].count * rounds)
+            for subject, values in results.items()
+        }
+        candidate = measured.pop("candidate")
+        share = self._roofline_share(workload, candidate.median_ms)
+        return Timing(
+            workload=workload.name, candidate=candidate, baselines=measured, roofline_share=share, wall_ms=wall_ms
+        )
+
+    def _run(self, workload: Workload, subject: str, calls: int, flush: bool) -> tuple[float, list[float]]:
+        """Seconds on this side's clock, and the device's milliseconds where the target has them."""
+        timeout_s = _CALL_TIMEOUT_S + 1.0
+        if subject == "candidate":
+            seconds, reply = self._timed(workload, "time", timeout_s, calls=calls, flush=flush)
+        else:
+            start = time.perf_counter()
+            reply = self.room.ask("time", _COPY_TIMEOUT_S, baseline=subject, calls=calls, flush=flush)
+            seconds = time.perf_counter() - start
+        return seconds, [float(value) for value in reply["events_ms"]]
+
+    def _calls(self, workload: Workload, subject: str) -> _Block:
+        """Warm up, and find how many calls make a block."""
+        self._run(workload, subject, 2, flush=False)
+        overhead = min(self._run(workload, subject, 0, flush=False)[0] for _ in range(5))
+        seconds, _ = self._run(workload, subject, 1, flush=False)
+        seconds = max(seconds - overhead, 1e-6)
+        if seconds < _BLOCK_S / 4:
+            seconds = max((self._run(workload, subject, 8, flush=False)[0] - overhead) / 8, 1e-6)
+        most = 10 if self.device.target == "cuda" else 1000
+        return _Block(
+            count=max(1 if seconds > 0.1 else 3, min(most, math.ceil(_BLOCK_S / seconds))),
+            overhead=overhead,
+            seconds=seconds,
+        )
+
+    def _block(self, workload: Workload, subject: str, block: _Block) -> float:
+        """Milliseconds per call over one block: device events on cuda, this side's clock on cpu."""
+        if self.device.target == "cuda":
+            _, events = self._run(workload, subject, block.count, flush=True)
+            if len(events) != block.count:
+                raise Rejected(Cheated(rule="protocol", evidence=f"{len(events)} events for {block.count} calls"))
+            return sorted(events)[len(events) // 2]
+        time.sleep(_SETTLE_S)
+        seconds, _ = self._run(workload, subject, block.count, flush=False)
+        return max(seconds - block.overhead, 1e-7) / block.count * 1e3
+
+    def _clocks_agree(self, workload: Workload, block: _Block) -> float:
+        """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
+        count = max(10, min(200, math.ceil(0.05 / block.seconds)))
+        for _ in range(3):
+            one, events_one = self._run(workload, "candidate", count, flush=False)
+            two, events_two = self._run(workload, "candidate", 2 * count, flush=False)
+            wall_ms, events_ms = (two - one) / count * 1e3, (events_two[0] - events_one[0]) / count
+            if events_ms >= wall_ms - max(0.1 * wall_ms, 0.01):
+                return wall_ms
+        raise Rejected(
+            Cheated(
+                rule="clocks disagree",
+                evidence=f"events say {events_ms:.4f} ms a call, the judge's clock {wall_ms:.4f} ms",
+            )
+        )
+
+    def _roofline_share(self, workload: Workload, latency_ms: float) -> float | None:
+        floor_ms = floor(self.task, workload, self.device)
+        if floor_ms is None:
+            return None
+        share = floor_ms / latency_ms
+        if share > _ROOFLINE_SLACK and self.device.target == "cuda":
+            raise Rejected(
+                Cheated(
+                    rule="faster than the hardware",
+                    evidence=f"{workload.name}: {latency_ms:.5f} ms, floor {floor_ms:.5f} ms",
+                )
+            )
+        return share
+
+
+@dataclass(frozen=True)
+class _Block:
+    count: int
+    overhead: float
+    seconds: float
+
+
+def floor(task: Task, workload: Workload, device: Device) -> float | None:
+    """Milliseconds that moving the bytes or doing the operations takes at peak rates; None where no peak is known."""
+    env = environment(task, workload, {}, device)
+    times = []
+    if device.bandwidth_gbs:
+        times.append(parse_expr(task.bytes_moved).evaluate(env) / device.bandwidth_gbs / 1e6)
+    if rate := device.tflops.get(workload.dtype):
+        times.append(parse_expr(task.flops).evaluate(env) / rate / 1e9)
+    return max(times) if times else None
+
+
+def _scalars(task: Task, workload: Workload) -> list[list[Any]]:
+    axes: list[list[Any]] = [["axis", workload.axes[axis]] for axis in task.axes]
+    return axes + [[scalar.type, workload.scalars[scalar.name]] for scalar in task.scalars]
+
+
+def _wired(plan: ResolvedPlan, task: Task) -> dict[str, Any]:
+    index = {tensor.name: i for i, tensor in enumerate(task.tensors)}
+    fields = plan.model_dump()
+    return fields | {"tensormaps": [entry | {"index": index[entry["tensor"]]} for entry in fields["tensormaps"]]}
+
+
+def _evidence(name: str, error: list[float], yardstick: tuple[float, float], limit: tuple[float, float]) -> str:
+    return (
+        f"{name}: relative error of the worst row {error[0]:.3g} (PyTorch's own {yardstick[0]:.3g}, allowed {limit[0]:.3g}), "
+        f"worst element {error[1]:.3g} of its row's peak (PyTorch's own {yardstick[1]:.3g}, allowed {limit[1]:.3g})"
+    )

@@ -1,0 +1,202 @@
+"""Device layer of the cuda target: a candidate's cubins, launched from the plan through the driver API.
+
+No candidate host code exists here, so the events of this file can be believed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from cuda.bindings import driver
+
+from sandbox.worker.layout import GUARD_BYTE, GUARD_BYTES, padded
+
+Buffer = tuple[int, int, int]
+"""Allocation, address of the data, bytes of data."""
+
+_FLUSH_BYTES = 512 << 20
+"""Written before each timed call: several times any L2, and long enough that every launch is queued behind it."""
+_DTYPES = {
+    "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+    "float32": "FLOAT32",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+}
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1}
+_SCALARS: dict[str, Any] = {"float": ctypes.c_float, "int": ctypes.c_int, "axis": ctypes.c_int64}
+
+
+class CudaFailure(Exception):
+    """A driver call failed; names the call and the error."""
+
+
+def check(result: tuple[Any, ...], what: str) -> Any:
+    """The value of a driver call, or CudaFailure."""
+    error, *values = result
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise CudaFailure(f"{what}: {error.name}")
+    return values[0] if len(values) == 1 else values
+
+
+class Cuda:
+    """Loads, allocates, copies, launches and times on device 0."""
+
+    def __init__(self) -> None:
+        check(driver.cuInit(0), "cuInit")
+        self.device = check(driver.cuDeviceGet(0), "cuDeviceGet")
+        self.context = check(driver.cuDevicePrimaryCtxRetain(self.device), "cuDevicePrimaryCtxRetain")
+        check(driver.cuCtxSetCurrent(self.context), "cuCtxSetCurrent")
+        self.stream = check(driver.cuStreamCreate(int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)), "cuStreamCreate")
+        self.modules: dict[str, Any] = {}
+        self.functions: dict[tuple[str, str], Any] = {}
+        self.allocations: list[int] = []
+        self.scratch: int | None = None
+
+    def load(self, key: str, descriptor: int, entry: str, image: bytes) -> None:
+        """Load a cubin; CudaFailure where the driver refuses it."""
+        self.modules[key] = check(driver.cuModuleLoadData(image), "cuModuleLoadData")
+
+    def function(self, key: str, kernel: str, smem_bytes: int, cluster: bool) -> Any:
+        found = self.functions.get((key, kernel))
+        if found is None:
+            found = check(driver.cuModuleGetFunction(self.modules[key], kernel.encode()), f"kernel {kernel}")
+            self.functions[key, kernel] = found
+        attribute = driver.CUfunction_attribute
+        if smem_bytes > 48 << 10:
+            limit = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute(found, limit, smem_bytes), f"smem({smem_bytes}) of {kernel}")
+        if cluster:
+            wide = attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            check(driver.cuFuncSetAttribute(found, wide, 1), f"cluster of {kernel}")
+        return found
+
+    def allocate(self, size: int) -> Buffer:
+        """A buffer of `size` bytes between two guard zones, aligned to 256 bytes."""
+        total = padded(size + 2 * GUARD_BYTES)
+        base = int(check(driver.cuMemAlloc(total), f"cuMemAlloc({total})"))
+        self.allocations.append(base)
+        check(driver.cuMemsetD8Async(base, GUARD_BYTE, total, self.stream), "cuMemsetD8Async")
+        return base, base + GUARD_BYTES, size
+
+    def address(self, buffer: Buffer) -> int:
+        return buffer[1]
+
+    def write(self, buffer: Buffer, source: int) -> None:
+        """Copy from host memory at `source`."""
+        self.synchronise()
+        check(driver.cuMemcpyHtoD(buffer[1], source, buffer[2]), "cuMemcpyHtoD")
+
+    def fill(self, buffer: Buffer, byte: int) -> None:
+        if buffer[2]:
+            check(driver.cuMemsetD8Async(buffer[1], byte, buffer[2], self.stream), "cuMemsetD8Async")
+
+    def dump(self, buffer: Buffer, target: int) -> None:
+        """Copy guard, data, guard to host memory at `target`."""
+        check(driver.cuMemcpyDtoH(target, buffer[0], buffer[2] + 2 * GUARD_BYTES), "cuMemcpyDtoH")
+
+    def prepare(
+        self, key: str, pointers: list[int], scalars: list[list[Any]], plan: dict[str, Any], workspace: Buffer | None
+    ) -> Any:
+        """The launches of one call, ready to be repeated."""
+        values: list[Any] = [*pointers, *(value for _, value in scalars), workspace[1] if workspace else 0]
+        types: list[Any] = (
+            [ctypes.c_void_p] * len(pointers) + [_SCALARS[kind] for kind, _ in scalars] + [ctypes.c_void_p]
+        )
+        for entry in plan["tensormaps"]:
+            values.append(self._tensormap(entry, pointers[entry["index"]]))
+            types.append(None)
+        clear = workspace if plan["zero_workspace"] else None
+        return [(self._config(key, launch), (tuple(values), tuple(types))) for launch in plan["launches"]], clear
+
+    def _config(self, key: str, launch: dict[str, Any]) -> tuple[Any, Any]:
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = launch["grid"]
+        config.blockDimX, config.blockDimY, config.blockDimZ = launch["block"]
+        config.sharedMemBytes = launch["smem_bytes"]
+        config.hStream = self.stream
+        config.attrs = list(_attributes(launch))
+        config.numAttrs = len(config.attrs)
+        return config, self.function(key, launch["kernel"], launch["smem_bytes"], launch["cluster"] is not None)
+
+    def _tensormap(self, entry: dict[str, Any], pointer: int) -> Any:
+        shape = list(reversed(entry["shape"]))
+        strides, step = [], _ITEMSIZE[entry["dtype"]]
+        for size in shape[:-1]:
+            step *= size
+            strides.append(step)
+        return check(
+            driver.cuTensorMapEncodeTiled(
+                getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_DTYPES[entry['dtype']]}"),
+                len(shape),
+                pointer,
+                [driver.cuuint64_t(size) for size in shape],
+                [driver.cuuint64_t(stride) for stride in strides],
+                [driver.cuuint32_t(size) for size in reversed(entry["box"])],
+                [driver.cuuint32_t(1)] * len(shape),
+                driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                _swizzle(entry["swizzle"]),
+                driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            ),
+            f"tensor map of shape {entry['shape']}, box {entry['box']}",
+        )
+
+    def run(self, calls: list[Any]) -> None:
+        """Queue the calls one after another."""
+        for launches, clear in calls:
+            if clear is not None:
+                self.fill(clear, 0)
+            for (config, function), arguments in launches:
+                check(driver.cuLaunchKernelEx(config, function, arguments, 0), "cuLaunchKernelEx")
+
+    def time(self, calls: list[Any], flush: bool) -> list[float]:
+        """Device milliseconds: of each call from a cold L2 with `flush`, else of all of them back to back."""
+        groups = [[call] for call in calls] if flush else [calls]
+        events = [(self._event(), self._event()) for _ in groups]
+        for group, (start, stop) in zip(groups, events, strict=True):
+            if flush:
+                self._flush()
+            check(driver.cuEventRecord(start, self.stream), "cuEventRecord")
+            self.run(group)
+            check(driver.cuEventRecord(stop, self.stream), "cuEventRecord")
+        self.synchronise()
+        return [float(check(driver.cuEventElapsedTime(*pair), "cuEventElapsedTime")) for pair in events]
+
+    def _event(self) -> Any:
+        return check(driver.cuEventCreate(int(driver.CUevent_flags.CU_EVENT_DEFAULT)), "cuEventCreate")
+
+    def _flush(self) -> None:
+        if self.scratch is None:
+            self.scratch = int(check(driver.cuMemAlloc(_FLUSH_BYTES), "cuMemAlloc"))
+        check(driver.cuMemsetD8Async(self.scratch, 0, _FLUSH_BYTES, self.stream), "cuMemsetD8Async")
+
+    def synchronise(self) -> None:
+        check(driver.cuStreamSynchronize(self.stream), "cuStreamSynchronize")
+
+    def release(self) -> None:
+        """Free every buffer."""
+        self.synchronise()
+        for base in self.allocations:
+            check(driver.cuMemFree(base), "cuMemFree")
+        self.allocations.clear()
+
+
+def _attributes(launch: dict[str, Any]) -> Any:
+    if launch["cluster"] is not None:
+        cluster = driver.CUlaunchAttribute()
+        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        cluster.value.clusterDim.x, cluster.value.clusterDim.y, cluster.value.clusterDim.z = launch["cluster"]
+        yield cluster
+    if launch["cooperative"]:
+        cooperative = driver.CUlaunchAttribute()
+        cooperative.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        cooperative.value.cooperative = 1
+        yield cooperative
+
+
+def _swizzle(bytes_: int) -> Any:
+    kinds = driver.CUtensorMapSwizzle
+    return getattr(kinds, f"CU_TENSOR_MAP_SWIZZLE_{bytes_}B" if bytes_ else "CU_TENSOR_MAP_SWIZZLE_NONE")
