@@ -28,7 +28,8 @@ JUDGE_VERSION = 1
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An interval over one round is unbounded: JSON has no infinity, so it travels as a string.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 # ---------------------------------------------------------------- tasks
@@ -265,7 +266,7 @@ class Passed(Record):
     checks: tuple[Check, ...]
     timings: tuple[Timing, ...]
     speedup: dict[str, Interval]
-    """Geometric mean over workloads, by `eager`, `compile`, `library` (best library call per workload) and other names."""
+    """Geometric mean over workloads, by `eager`, `compile`, `library` (best call per workload) and other names."""
     latency_ms: float
     """Geometric mean over workloads of the median latency."""
     resources: tuple[KernelResources, ...] = ()

@@ -1,7 +1,7 @@
 """The trusted side: from a candidate's text to its verdict.
 
-build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live in the
-referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
+build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live in
+the referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
 Not covered yet: containers, sanitizers, racing side streams; see docs/judge.md for what each rule defends.
 """
 
@@ -29,7 +29,7 @@ from sandbox.trial import Build, Rejected, Trial
 
 SEARCH_ROUNDS = 5
 CONFIRM_ROUNDS = 12
-_WORKER_BYTES = 16 << 30
+_WORKER_BASE_BYTES = 4 << 30
 
 
 class Worker(Protocol):
@@ -44,8 +44,11 @@ WorkerFactory = Callable[[Device, int], AbstractContextManager[Worker]]
 class Judge:
     """Judges candidates on one device; keeps one task open at a time. Use as a context manager."""
 
-    def __init__(self, device: Device, toolchain: Toolchain, worker: WorkerFactory = LocalWorker) -> None:
-        self.device, self.toolchain, self.worker = device, toolchain, worker
+    def __init__(
+        self, device: Device, toolchain: Toolchain, worker: WorkerFactory = LocalWorker, call_timeout_s: float = 30.0
+    ) -> None:
+        """`call_timeout_s` bounds one call of a candidate, and one block of timed calls."""
+        self.device, self.toolchain, self.worker, self.call_timeout_s = device, toolchain, worker, call_timeout_s
         # Never seeded from the outside: what a run can replay, a candidate could have known.
         self.rng = random.Random(secrets.randbits(128))
         self.room: Courtroom | None = None
@@ -92,7 +95,7 @@ class Judge:
         start = time.perf_counter()
         try:
             build = self.build(room.task, candidate)
-            verdict = self._try(room, candidate, build, evidence, rounds, confirmed)
+            verdict = self._try(room, build, evidence, rounds, confirmed)
         except Rejected as rejection:
             verdict = rejection.verdict
         return Judgement(
@@ -126,11 +129,9 @@ class Judge:
             raise Rejected(BuildFailed(log=exc.log)) from exc
         return Build(plan, tunables, artifacts)
 
-    def _try(
-        self, room: Courtroom, candidate: Candidate, build: Build, evidence: Evidence, rounds: int, confirmed: bool
-    ) -> Verdict:
-        with self.worker(self.device, _WORKER_BYTES) as worker:
-            trial = Trial(room, candidate, build, worker.peer, self.device, self.rng)
+    def _try(self, room: Courtroom, build: Build, evidence: Evidence, rounds: int, confirmed: bool) -> Verdict:
+        with self.worker(self.device, _memory_bytes(room)) as worker:
+            trial = Trial(room, build, worker.peer, self.device, self.rng, self.call_timeout_s)
             checks = []
             for workload in sorted((*room.task.workloads, *room.task.held_out), key=room.set_bytes):
                 trial.bind(workload, sets=1)
@@ -146,6 +147,11 @@ class Judge:
             resources=_resources(build),
             confirmed=confirmed,
         )
+
+
+def _memory_bytes(room: Courtroom) -> int:
+    """What an honest worker can need: every set of the largest workload several times over, and room for a runtime."""
+    return _WORKER_BASE_BYTES + 4 * max(room.set_bytes(w) * room.sets(w) for w in room.task.workloads)
 
 
 def _resources(build: Build) -> tuple[KernelResources, ...]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from sandbox.contract import Device
-from sandbox.peer import Peer
+from sandbox.errors import WorkerLost
+from sandbox.peer import Peer, PeerDied, PeerTimedOut
 
 _START = (
     "import sys, runpy; sys.path[:0] = sys.argv[3].split(':'); runpy.run_module('sandbox.worker', run_name='__main__')"
@@ -40,15 +41,15 @@ class LocalWorker:
             cwd=self.scratch,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: _limit(device, memory_bytes),
         )
+        _limit(self.peer.process.pid, device, memory_bytes)
 
     def __enter__(self) -> Self:
         try:
             self.peer.wait_ready(_START_TIMEOUT_S)
-        except BaseException:
+        except (PeerDied, PeerTimedOut) as exc:
             self._end()
-            raise
+            raise WorkerLost(f"the worker process did not start: {exc}") from exc
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,10 +76,10 @@ def _environment(device: Device, scratch: str) -> dict[str, str]:
     return {**kept, **threads, "PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8"}
 
 
-def _limit(device: Device, memory_bytes: int) -> None:
-    """Runs in the child before the program starts."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
+def _limit(pid: int, device: Device, memory_bytes: int) -> None:
+    """Set before any byte of the candidate reaches the process, which cannot raise them again."""
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: _MAX_FILE_BYTES, resource.RLIMIT_NOFILE: _MAX_OPEN_FILES}
     if device.target == "cpu":  # The CUDA driver reserves address space far beyond what it uses.
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        limits[resource.RLIMIT_AS] = memory_bytes
+    for kind, most in limits.items():
+        resource.prlimit(pid, kind, (most, most))

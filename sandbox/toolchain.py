@@ -246,7 +246,9 @@ class Toolchain:
         try:
             answer, content, places = self._ask(kind, text, macros, arch)
         except CompilerTimedOut as exc:
-            raise CompileTimedOut(f"the compiler was stopped: it took longer than {self.compile_timeout_s:g} s") from exc
+            raise CompileTimedOut(
+                f"the compiler was stopped: it took longer than {self.compile_timeout_s:g} s"
+            ) from exc
         except CompilerDied as exc:
             raise CompileFailed(f"the compiler crashed ({exc})") from exc
         log = str(answer["log"])

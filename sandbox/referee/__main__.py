@@ -43,6 +43,7 @@ class Referee:
         self.slots: dict[str, Slot] = {}
         self.sets: list[list[Tensor]] = []
         self.workload: Workload | None = None
+        self.cursor = 0
 
     def open(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Load a task."""
@@ -128,9 +129,11 @@ class Referee:
         """`calls` calls of one baseline; device times on cuda, nothing on cpu, where the judge's clock decides."""
         assert self.workload is not None
         function = self.baselines[request["baseline"]]
+        turns = [self.sets[(self.cursor + i) % len(self.sets)] for i in range(request["calls"])]
+        self.cursor += request["calls"]
         if self.device == "cuda" and request["flush"]:
-            return {"events_ms": baselines.device_times(function, self.sets, self.workload, request["calls"])}
-        baselines.run(function, self.sets, self.workload, request["calls"])
+            return {"events_ms": baselines.device_times(function, turns, self.workload)}
+        baselines.run(function, turns, self.workload)
         self._synchronise()
         return {"events_ms": []}
 

@@ -26,20 +26,20 @@ def functions(task: Task, module: ModuleType) -> dict[str, Function]:
     return found | {f"library:{name}": function for name, function in library.items()} | dict(others)
 
 
-def run(function: Function, sets: list[list[Tensor]], workload: Workload, calls: int) -> None:
-    """`calls` calls, rotating over the sets."""
-    for i in range(calls):
-        call(function, sets[i % len(sets)], workload)
+def run(function: Function, turns: list[list[Tensor]], workload: Workload) -> None:
+    """One call for each of `turns`."""
+    for values in turns:
+        call(function, values, workload)
 
 
-def device_times(function: Function, sets: list[list[Tensor]], workload: Workload, calls: int) -> list[float]:
+def device_times(function: Function, turns: list[list[Tensor]], workload: Workload) -> list[float]:
     """Device milliseconds of each call from a cold L2, by CUDA events; see worker/cuda.py for the same."""
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
-    for i, (start, stop) in enumerate(pairs):
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in turns]
+    for values, (start, stop) in zip(turns, pairs, strict=True):
         flush.zero_()
         start.record()
-        call(function, sets[i % len(sets)], workload)
+        call(function, values, workload)
         stop.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(stop) for start, stop in pairs]

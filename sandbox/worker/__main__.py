@@ -28,6 +28,7 @@ class Session:
         self.sets: list[list[Any]] = []
         self.calls: list[Any] = []
         self.workspace: Any = None
+        self.cursor = 0
 
     def load(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Load one specialisation from the memory file passed along."""
@@ -70,8 +71,9 @@ class Session:
         return {}
 
     def time(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """`calls` calls, rotating over the sets."""
-        calls = [self.calls[i % len(self.calls)] for i in range(request["calls"])]
+        """`calls` calls, rotating over the sets from where the last request stopped."""
+        calls = [self.calls[(self.cursor + i) % len(self.calls)] for i in range(request["calls"])]
+        self.cursor += request["calls"]
         return {"events_ms": self.device.time(calls, request["flush"])}
 
     def read(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:

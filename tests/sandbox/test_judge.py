@@ -1,0 +1,233 @@
+"""The judge with its real referee, real compiler and real workers, on a task small enough to take seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sandbox.contract import Candidate, Fill, Passed, Task, TensorSpec, Verdict, Workload
+from sandbox.devices import detect
+from sandbox.errors import WorkerLost
+from sandbox.judge import Judge
+from sandbox.toolchain import Toolchain
+
+REFERENCE = """\
+def reference(total, x, y):
+    total += 1
+    return x + y
+
+def library(target):
+    def refuses(total, x, y):
+        raise RuntimeError("no such backend")
+    def wrong(total, x, y):
+        return x - y
+    return {"refuses": refuses, "wrong": wrong}
+"""
+LOOP = "for (int64_t i = 0; i < N; ++i) out[i] = x[i] + y[i]; for (int64_t i = 0; i < 4; ++i) total[i] += 1;"
+HEADERS = "#include <csignal>\n#include <cstdlib>\n#include <cstring>\n#include <new>\n#include <thread>\n#include <unistd.h>\n"
+
+
+def candidate(body: str, before: str = "") -> Candidate:
+    """A kernel of the task below with the given body."""
+    head = 'extern "C" void add(float* out, float* total, const float* x, const float* y, int64_t N, void* workspace)'
+    return Candidate(
+        task="add", target="cpu", source=f"{HEADERS}{before}\n{head} {{ {body} }}\n", operator="import", proposer="test"
+    )
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("add")
+    (folder / "reference.py").write_text(REFERENCE)
+    vector = lambda name: TensorSpec(name=name, shape=("N",))  # noqa: E731
+    return Task(
+        name="add",
+        version="1",
+        summary="x + y, and a counter changed in place",
+        target="cpu",
+        axes=("N",),
+        outputs=(vector("out"),),
+        inouts=(TensorSpec(name="total", shape=("4",)),),
+        inputs=(vector("x"), TensorSpec(name="y", shape=("N",), fill=Fill(kind="weight"))),
+        workloads=(Workload(axes={"N": 100_000}), Workload(axes={"N": 30_000})),
+        held_out=(Workload(axes={"N": 77}),),
+        bytes_moved="3*N*itemsize",
+        flops="N",
+        folder=folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    with (
+        Toolchain(tmp_path_factory.mktemp("cache")) as toolchain,
+        Judge(detect("cpu"), toolchain, call_timeout_s=2.0) as judge,
+    ):
+        yield judge
+
+
+def verdict(judge: Judge, task: Task, body: str, before: str = "") -> Verdict:
+    return judge.judge(task, candidate(body, before)).verdict
+
+
+def test_honest_kernel_passes_with_timings_on_every_search_workload(judge: Judge, task: Task) -> None:
+    judgement = judge.judge(task, candidate(LOOP))
+    found = judgement.verdict
+    assert isinstance(found, Passed)
+    assert [timing.workload for timing in found.timings] == [workload.name for workload in task.workloads]
+    assert {"eager", "compile"} <= set(found.timings[0].baselines)
+    assert {check.workload for check in found.checks} == {w.name for w in (*task.workloads, *task.held_out)}
+    assert set(found.speedup) == set(found.timings[0].baselines)
+    assert not found.confirmed
+    assert judgement.candidate == candidate(LOOP).id
+    assert "torch" in judgement.versions
+
+
+def test_baselines_that_fail_or_lie_are_left_out_with_the_reason(judge: Judge, task: Task) -> None:
+    room = judge.open(task)
+    name = task.workloads[0].name
+    assert "no such backend" in room.failures[f"library:refuses on {name}"]
+    assert "wrong" in room.failures[f"library:wrong on {name}"]
+    assert "library:wrong" not in room.baselines[name]
+
+
+def test_confirming_measures_again_with_more_rounds(judge: Judge, task: Task) -> None:
+    found = judge.confirm(task, candidate(LOOP)).verdict
+    assert isinstance(found, Passed)
+    assert found.confirmed
+    assert len(found.timings[0].candidate.rounds_ms) >= 10
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        (LOOP.replace("x[i] + y[i]", "x[i] + 1.001f*y[i]"), "error"),
+        (LOOP.replace("i < N", "i < N - 1"), "error"),
+        (LOOP.replace("i < N", "i < N - N % 8"), "error"),
+        ("for (int64_t i = 0; i < 4; ++i) total[i] += 1;", "error"),
+        (LOOP.replace("total[i] += 1", "total[i] += 2"), "error"),
+        (LOOP + "out[N] = 0;", "out-of-bounds write"),
+        (LOOP + "out[-1] = 0;", "out-of-bounds write"),
+        (LOOP + "total[4] = 0;", "out-of-bounds write"),
+        (LOOP + "const_cast<float*>(x)[3] = 0;", "input changed"),
+        ("if (N < 1000) {" + LOOP + "} else std::memcpy(out, x, N * 4);", "error"),
+    ],
+)
+def test_wrong_kernel_is_incorrect(judge: Judge, task: Task, body: str, rule: str) -> None:
+    found = verdict(judge, task, body)
+    assert found.status == "Incorrect"
+    assert found.rule == rule
+
+
+def test_answer_kept_from_the_first_call_is_incorrect(judge: Judge, task: Task) -> None:
+    body = "if (seen == N) { std::memcpy(out, kept, N*4); return; } " + LOOP + " seen = N; std::memcpy(kept, out, N*4);"
+    assert verdict(judge, task, body, "static float kept[200000]; static int64_t seen;").status == "Incorrect"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("*(volatile int*)8 = 1;", "SIGSEGV"),
+        ("std::abort();", "SIGABRT"),
+        ("_exit(0);", "exited with code 0"),
+        ("std::raise(SIGKILL);", "SIGKILL"),
+        (
+            "for (;;) new char[64 << 20];",
+            "SIGABRT",
+        ),
+    ],
+)
+def test_crash_is_a_failed_launch(judge: Judge, task: Task, body: str, reason: str) -> None:
+    found = verdict(judge, task, body)
+    assert found.status == "LaunchFailed"
+    assert reason in found.reason
+
+
+def test_endless_loop_times_out_and_the_next_candidate_is_judged(judge: Judge, task: Task) -> None:
+    start = time.monotonic()
+    assert verdict(judge, task, 'for (;;) { out[0] += 1; asm volatile(""); }').status == "TimedOut"
+    assert time.monotonic() - start < 10
+    assert verdict(judge, task, LOOP).status == "Passed"
+
+
+def test_children_die_with_their_worker(judge: Judge, task: Task) -> None:
+    before = {process.pid for process in psutil.process_iter()}
+    body = "if (!fork()) { for (;;) pause(); } " + LOOP
+    verdict(judge, task, body)
+    time.sleep(0.2)
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "sandbox.worker" in str(p.info)]
+    assert left == []
+
+
+def test_worker_sees_no_secret_of_the_environment(judge: Judge, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARPSMITH_TEST_KEY", "secret")
+    body = 'if (getenv("WARPSMITH_TEST_KEY")) std::abort(); ' + LOOP
+    assert verdict(judge, task, body).status == "Passed"
+
+
+def test_text_that_does_not_compile_is_build_failed_with_the_compilers_message(judge: Judge, task: Task) -> None:
+    found = verdict(judge, task, "return nonsense;")
+    assert found.status == "BuildFailed"
+    assert "nonsense" in found.log
+    assert "kernel.cpp:8" in found.log
+
+
+def test_wrong_plan_is_build_failed_with_its_line(judge: Judge, task: Task) -> None:
+    found = verdict(judge, task, LOOP, "// workspace: 3*Q")
+    assert found.status == "BuildFailed"
+    assert "line 7: unknown name 'Q'" in found.log
+
+
+def test_referee_that_dies_is_our_fault_and_not_the_candidates(tmp_path: Path, task: Task) -> None:
+    with Toolchain(tmp_path) as toolchain, Judge(detect("cpu"), toolchain) as judge:
+        room = judge.open(task)
+        os.kill(room.referee.process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLost, match="SIGKILL"):
+            judge.judge(task, candidate(LOOP))
+
+
+def test_reference_that_does_not_load_shows_its_traceback(tmp_path: Path, task: Task) -> None:
+    (tmp_path / "reference.py").write_text("import no_such_module\n")
+    with (
+        Toolchain(tmp_path) as toolchain,
+        Judge(detect("cpu"), toolchain) as judge,
+        pytest.raises(WorkerLost, match="no_such_module"),
+    ):
+        judge.open(task.model_copy(update={"folder": tmp_path}))
+
+
+def test_everything_dies_with_a_killed_host(tmp_path: Path, task: Task) -> None:
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from sandbox.contract import Task
+        from sandbox.devices import detect
+        from sandbox.judge import Judge
+        from sandbox.toolchain import Toolchain
+        with Toolchain(Path(sys.argv[2])) as toolchain, Judge(detect("cpu"), toolchain) as judge:
+            judge.open(Task.model_validate_json(sys.argv[1]))
+            print("open", flush=True)
+            time.sleep(100)
+    """)
+    root = str(Path(__file__).parents[2])
+    host = subprocess.Popen(
+        [sys.executable, "-c", script, task.model_dump_json(), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert host.stdout is not None
+    assert host.stdout.readline() == b"open\n"
+    children = psutil.Process(host.pid).children(recursive=True)
+    assert children
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    gone, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
