@@ -1,0 +1,65 @@
+// 1: one task per sequence and kv head: write the new row, then online softmax over tiles of keys for each of its query heads.
+// Any shape. The query heads of a group read K and V again each; few tasks where B*Hkv is small.
+// static: D
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#ifndef TILE
+#define TILE 64   // tune: 16 32 64 128
+#endif
+
+namespace {
+
+constexpr int D_ = STATIC_D;
+
+float dot(const float* a, const float* b) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int d = 0; d < D_; ++d) sum += a[d] * b[d];
+    return sum;
+}
+
+void attend(float* out, const float* q, const float* k, const float* v, int64_t keys, float scale) {
+    float accumulated[D_] = {}, score[TILE];
+    float highest = -std::numeric_limits<float>::infinity(), total = 0;
+    for (int64_t j0 = 0; j0 < keys; j0 += TILE) {
+        const int n = int(std::min<int64_t>(TILE, keys - j0));
+        float top = highest;
+        for (int j = 0; j < n; ++j) {
+            score[j] = dot(q, k + (j0 + j) * D_) * scale;
+            top = std::max(top, score[j]);
+        }
+        const float rescale = std::exp(highest - top);
+        highest = top;
+        total *= rescale;
+#pragma omp simd
+        for (int d = 0; d < D_; ++d) accumulated[d] *= rescale;
+        for (int j = 0; j < n; ++j) {
+            const float p = std::exp(score[j] - top);
+            const float* row = v + (j0 + j) * D_;
+            total += p;
+#pragma omp simd
+            for (int d = 0; d < D_; ++d) accumulated[d] += p * row[d];
+        }
+    }
+    for (int d = 0; d < D_; ++d) out[d] = accumulated[d] / total;
+}
+
+}  // namespace
+
+extern "C" void kv_cache(float* out, float* k_cache, float* v_cache, const float* q, const float* k_new,
+                         const float* v_new, const int32_t* input_pos, int64_t B, int64_t H, int64_t Hkv, int64_t L,
+                         int64_t D, float scale, void* workspace) {
+    const int64_t group = H / Hkv;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = 0; t < B * Hkv; ++t) {
+        const int64_t b = t / Hkv, position = input_pos[b];
+        float *k = k_cache + t * L * D_, *v = v_cache + t * L * D_;
+        std::memcpy(k + position * D_, k_new + t * D_, D_ * sizeof(float));
+        std::memcpy(v + position * D_, v_new + t * D_, D_ * sizeof(float));
+        for (int64_t h = t * group; h < (t + 1) * group; ++h)
+            attend(out + h * D_, q + h * D_, k, v, position + 1, scale);
+    }
+}
