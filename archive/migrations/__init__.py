@@ -1,0 +1,1 @@
+"""Alembic migrations, run from archive.database; there is no alembic.ini."""
