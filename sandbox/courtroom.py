@@ -73,9 +73,9 @@ class Courtroom:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self.device.target == "cpu":
             env |= {"OMP_NUM_THREADS": str(self.device.threads), "OMP_DYNAMIC": "false", "MKL_DYNAMIC": "FALSE"}
-        command = [sys.executable, "-m", "sandbox.referee", "{socket}", kind]
+        command = [sys.executable, "-m", "sandbox.referee"]
         self.log = tempfile.TemporaryFile()
-        self.referee = Peer(command, env=env, cwd=self.scratch.name, stdout=self.log, stderr=self.log)
+        self.referee = Peer(command, [kind], env=env, cwd=self.scratch.name, stdout=self.log, stderr=self.log)
         try:
             self.referee.wait_ready(_START_TIMEOUT_S)
             self.versions = {
@@ -124,7 +124,7 @@ class Courtroom:
         descriptor = wire.memory_file("inputs", max(1, offsets(sizes)[1]))
         self._slots += 1
         slot, seed = f"slot{self._slots}", self.rng.getrandbits(62)
-        fields = {"slot": slot, "workload": workload.model_dump(), "seed": seed}
+        fields: dict[str, Any] = {"slot": slot, "workload": workload.model_dump(), "seed": seed}
         reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
         if any(value == float("inf") for pair in reply["yardsticks"] for value in pair):
             # PyTorch itself overflows here, so nothing can be measured against it.

@@ -42,7 +42,10 @@ class Expr(BaseModel):
             raise PlanError(f"{exc} in {self.text!r} with {dict(env)}", self.line) from exc
 
     def to_cpp(self, prefix: str = "") -> str:
-        """The same over int64_t in C++, with ws_div, ws_mod, ws_cdiv, ws_min and ws_max as functions; names get `prefix`."""
+        """The same over int64_t in C++, with ws_div, ws_mod, ws_cdiv, ws_min and ws_max as functions.
+
+        Every name gets `prefix`.
+        """
         return _to_cpp(self.node, prefix)
 
     def names(self) -> frozenset[str]:
@@ -176,11 +179,9 @@ class _Parser:
             nodes.append(self.either())
         if not self.take(")"):
             self.fail("',' or ')'")
-        if function == "cdiv" and len(nodes) != 2 or len(nodes) < 2:
-            raise PlanError(
-                f"{function} takes {'two' if function == 'cdiv' else 'two or more'} values, got {len(nodes)} in {self.text!r}",
-                self.line,
-            )
+        if (function == "cdiv" and len(nodes) != 2) or len(nodes) < 2:
+            wanted = "two" if function == "cdiv" else "two or more"
+            raise PlanError(f"{function} takes {wanted} values, got {len(nodes)} in {self.text!r}", self.line)
         return tuple(nodes)
 
 

@@ -1,8 +1,8 @@
 """The trusted side: from a candidate's text to its verdict.
 
-build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live in
-the referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
-Not covered yet: containers, sanitizers, racing side streams; see docs/judge.md for what each rule defends.
+build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live
+in the referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
+Not covered: containers, sanitizers, profiling; docs/judge.md says what each rule defends and what stays open.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from typing import Any, Protocol, Self
 
 from sandbox import statistics
 from sandbox.contract import (
-    Artifact, BuildFailed, Candidate, Device, Judgement, KernelResources, Passed, Task, Verdict,
-)  # fmt: skip
+    Artifact,
+    BuildFailed,
+    Candidate,
+    Device,
+    Judgement,
+    KernelResources,
+    Passed,
+    Task,
+    Verdict,
+)
 from sandbox.courtroom import Courtroom, Evidence
 from sandbox.errors import PlanError
 from sandbox.local import LocalWorker
@@ -62,7 +70,7 @@ class Judge:
             self.room = None
 
     def open(self, task: Task) -> Courtroom:
-        """The courtroom for `task`: draws inputs, computes what is expected, tries the baselines. Slow the first time."""
+        """The courtroom for `task`: inputs drawn, expected outputs computed, baselines tried. Slow the first time."""
         if self.room is not None and self.room.task == task:
             return self.room
         self.__exit__()

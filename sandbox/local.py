@@ -21,7 +21,7 @@ from sandbox.errors import WorkerLost
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 
 _START = (
-    "import sys, runpy; sys.path[:0] = sys.argv[3].split(':'); runpy.run_module('sandbox.worker', run_name='__main__')"
+    "import sys, runpy; sys.path[:0] = sys.argv[4].split(':'); runpy.run_module('sandbox.worker', run_name='__main__')"
 )
 _INHERITED = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_PATH", "CUDA_HOME")
 _MAX_FILE_BYTES = 256 << 20
@@ -36,7 +36,8 @@ class LocalWorker:
         self.scratch = tempfile.mkdtemp(prefix="warpsmith-worker-")
         isolation = ["-I", "-B"] if device.target == "cuda" else ["-I", "-S", "-B"]
         self.peer = Peer(
-            [sys.executable, *isolation, "-c", _START, "{socket}", device.target, ":".join(_import_path(device))],
+            [sys.executable, *isolation, "-c", _START],
+            [device.target, ":".join(_import_path(device))],
             env=_environment(device, self.scratch),
             cwd=self.scratch,
             stdout=subprocess.DEVNULL,

@@ -35,21 +35,24 @@ class PeerTimedOut(Exception):
 class Peer:
     """One process in a process group of its own, spoken to over a socket pair."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: str, **popen: Any) -> None:
-        """Start `command`, with the descriptor of its end of the socket in place of `{socket}`."""
-        ours, theirs = socket.socketpair()
-        words = [word.replace("{socket}", str(theirs.fileno())) for word in command]
+    def __init__(
+        self, command: Sequence[str], arguments: Sequence[str], env: dict[str, str], cwd: str, **popen: Any
+    ) -> None:
+        """Start `command`, followed by the descriptors of its socket and of the pipe it lives by, and `arguments`."""
+        self.socket, theirs = socket.socketpair()
+        lifeline, self.lifeline = os.pipe()
+        handed = [theirs.fileno(), lifeline]
         with theirs:
             self.process = subprocess.Popen(
-                words,
+                [*command, *map(str, handed), *arguments],
                 env=env,
                 cwd=cwd,
                 start_new_session=True,
-                pass_fds=[theirs.fileno()],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 **popen,
             )
-        self.socket = ours
+        os.close(lifeline)
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +113,9 @@ class Peer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
         self.process.wait()
-        self.socket.close()
+        if self.socket.fileno() >= 0:
+            self.socket.close()
+            os.close(self.lifeline)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -13,7 +13,6 @@ from sandbox.contract import ITEMSIZE, SCALAR_T, Candidate, Device, Record, Task
 from sandbox.errors import PlanError
 from sandbox.expressions import Expr, parse_expr, split_arguments
 
-
 SCALAR_T_IN_C = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 C_TYPES = {"int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t", "float32": "float"}
 SCALAR_C_TYPES = {"float": "float", "int": "int"}
@@ -138,9 +137,9 @@ def _tunables(lines: list[tuple[int, str]]) -> Iterator[Tunable]:
 
 
 def _unique(tunables: tuple[Tunable, ...], task: Task) -> tuple[Tunable, ...]:
-    taken = {
-        name: "a name of the task" for name in (*task.axes, *(s.name for s in task.scalars), "itemsize", *CUDA_FIGURES)
-    }
+    taken = dict.fromkeys(
+        (*task.axes, *(s.name for s in task.scalars), "itemsize", *CUDA_FIGURES), "a name of the task"
+    )
     for tunable in tunables:
         if tunable.name in taken:
             raise PlanError(f"tunable {tunable.name} is already {taken[tunable.name]}", tunable.line)

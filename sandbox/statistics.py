@@ -44,8 +44,8 @@ def measurement(rounds_ms: Sequence[float], samples: int) -> Measurement:
 def speedups(timings: Sequence[Timing]) -> dict[str, Interval]:
     """Baseline latency over candidate latency, geometric mean over workloads, one log ratio per round.
 
-    `library` is, for each workload, the library call with the lowest median. A baseline that is missing on a workload has
-    no entry.
+    `library` is, for each workload, the library call with the lowest median. A baseline that is missing on a workload
+    has no entry.
     """
     names = set.intersection(*(set(_subjects(timing)) for timing in timings)) if timings else set()
     return {name: interval(_log_ratios([_subjects(t)[name] for t in timings], timings)) for name in sorted(names)}

@@ -10,11 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import platform
 import re
-import shutil
-import subprocess
 import threading
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +21,9 @@ from sandbox.cache import BuildCache, Built, Rejected
 from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTimedOut
 from sandbox.contract import Artifact, KernelResources, Target
 from sandbox.errors import ToolchainMissing
+from sandbox.native import COMPILE_FLAGS as COMPILE_FLAGS
+from sandbox.native import NativeCompiler
+from sandbox.nvrtc import CUDA_HEADERS, CUDA_OPTIONS, START_TIMEOUT_S, cuda_text, nvrtc_options, start_nvrtc
 from sandbox.resources import limits, occupancy, parse_ptxas, without_chatter
 from sandbox.screen import screen
 
@@ -32,39 +31,6 @@ Kind = Literal["cubin", "ptx", "library"]
 
 SUFFIX: dict[Kind, str] = {"cubin": ".cubin", "ptx": ".ptx", "library": ".so"}
 LOG_CHARS = 8000
-START_TIMEOUT_S = 60.0
-GET_CUDA = 'pip install "warpsmith[cuda]"'
-
-CUDA_PRELUDE = """\
-typedef signed char int8_t; typedef unsigned char uint8_t;
-typedef short int16_t; typedef unsigned short uint16_t;
-typedef int int32_t; typedef unsigned int uint32_t;
-typedef long long int64_t; typedef unsigned long long uint64_t;
-"""
-# The tag and the typedef are the driver header's, which libcu++ declares again.
-TENSOR_MAP_PRELUDE = """\
-struct alignas(64) CUtensorMap_st { unsigned long long opaque[16]; };
-typedef struct CUtensorMap_st CUtensorMap;
-"""
-# Host headers that device code includes by habit; NVRTC has what is needed from them built in, or libcu++ has it.
-CUDA_HEADERS: dict[str, str] = {
-    **dict.fromkeys(["cstdint", "stdint.h", "cstddef", "stddef.h", "cmath", "math.h", "cuda.h"], "\n"),
-    **dict.fromkeys(["cfloat", "float.h"], "#include <cuda/std/cfloat>\n"),
-    **dict.fromkeys(["climits", "limits.h"], "#include <cuda/std/climits>\n"),
-}
-CUDA_OPTIONS = ("--std=c++17", "-default-device")
-
-COMPILE_FLAGS = [
-    *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-include", "cstdint"),
-    *("-fPIC", "-fno-semantic-interposition", "-fvisibility-inlines-hidden", "-fdiagnostics-color=never"),
-]
-GCC_FLAGS = ["-fmax-errors=20"]
-LINK_FLAGS = [
-    *("-shared", "-fopenmp", "-Wl,-z,defs", "-Wl,-Bsymbolic", "-Wl,--build-id=none"),
-    "-Wl,--version-script=exports.map",
-]
-# clang would assemble in the same step, and the assembly is to be looked over before.
-CLANG_FLAGS = ["-fno-integrated-as", "-ferror-limit=20"]
 
 
 class CompileFailed(Exception):
@@ -96,12 +62,6 @@ def scrubbed(log: str, places: dict[str, str]) -> str:
     return re.sub(r"\bcc[A-Za-z0-9]{6}\.o\b", "kernel.o", log)
 
 
-def cuda_text(source: str) -> str:
-    """The source behind its prelude, with messages still counting the source's own lines."""
-    tensor_map = TENSOR_MAP_PRELUDE if "CUtensorMap" in source else ""
-    return f'{CUDA_PRELUDE}{tensor_map}#line 1 "kernel.cu"\n{source}'
-
-
 def screened(source: str, file: str) -> str:
     """The source with plain line ends, once it broke no rule of the screen."""
     text = source.replace("\r\n", "\n").removeprefix("\ufeff")
@@ -112,68 +72,6 @@ def screened(source: str, file: str) -> str:
 
 def content_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- g++, clang++
-
-
-def cpu_features() -> str:
-    """What -march=native depends on: the model and flags of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
-
-
-class NativeCompiler:
-    """The C++ compiler of this machine: $CXX, else g++, else clang++."""
-
-    def __init__(self) -> None:
-        names = [os.environ.get("CXX", ""), "g++", "clang++"]
-        found = next((path for name in names if name and (path := shutil.which(name))), None)
-        if not found:
-            raise ToolchainMissing("no C++ compiler: wanted $CXX, g++ or clang++; apt-get install g++")
-        self.path = found
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-        self.version = version.stdout.strip().split("\n")[0]
-        if not self.version:
-            raise ToolchainMissing(f"{found} --version said nothing: {version.stderr.strip()[:200]}")
-        own_flags = CLANG_FLAGS if "clang" in self.version else GCC_FLAGS
-        self.compile = [self.path, *COMPILE_FLAGS, *own_flags, "-S", "-o", "kernel.s"]
-        self.link = [self.path, *LINK_FLAGS, "-o", "kernel.so", "kernel.s"]
-        self.identity = [self.version, cpu_features(), self.compile, self.link]
-
-    def request(self, macros: dict[str, str], timeout_s: float) -> dict[str, Any]:
-        definitions = [f"-D{name}={value}" for name, value in sorted(macros.items())]
-        return {"compile": [*self.compile, *definitions, "kernel.cpp"], "link": self.link, "cpu_s": timeout_s}
-
-
-# ---------------------------------------------------------------- NVRTC
-
-
-def start_nvrtc() -> CompilerProcess:
-    """A warm NVRTC process with headers at hand, or ToolchainMissing."""
-    try:
-        process = CompilerProcess("nvrtc", START_TIMEOUT_S)
-    except CompilerDied as exc:
-        raise ToolchainMissing(f"NVRTC cannot be loaded ({exc}); {GET_CUDA}") from exc
-    except CompilerTimedOut as exc:
-        raise ToolchainMissing(f"NVRTC did not load within {START_TIMEOUT_S:g} s") from exc
-    if not process.greeting["includes"]:
-        process.kill()
-        searched = ", ".join(process.greeting["searched"])
-        raise ToolchainMissing(f"NVRTC is there, but no cuda_fp16.h in {searched}; {GET_CUDA}, or set CUDA_HOME")
-    return process
-
-
-def nvrtc_options(kind: Kind, macros: dict[str, str], arch: str) -> list[str]:
-    """`arch` is a real architecture (`sm_90a`); PTX is made for the virtual one of the same number."""
-    target = arch.replace("sm_", "compute_") if kind == "ptx" else arch
-    report = ["--ptxas-options=-v"] if kind == "cubin" else []
-    definitions = [f"-D{name}={value}" for name, value in sorted(macros.items())]
-    return [f"--gpu-architecture={target}", *CUDA_OPTIONS, *report, *definitions]
 
 
 # ---------------------------------------------------------------- the toolchain
@@ -275,7 +173,7 @@ class Toolchain:
             try:
                 return self._ask_nvrtc(kind, text, macros, arch)
             except CompilerDied:
-                # Whether the text or something outside ended the process shows when it is tried alone.
+                # Whether this text ended the process, or what came before it, shows in a fresh one.
                 return self._ask_nvrtc(kind, text, macros, arch)
 
     def _ask_nvrtc(
@@ -285,10 +183,13 @@ class Toolchain:
         request = {
             "name": "kernel.cu",
             "kind": kind,
-            "options": nvrtc_options(kind, macros, arch),
+            "options": nvrtc_options(kind == "ptx", macros, arch),
             "headers": CUDA_HEADERS,
         }
         answer, code = process.ask(request, cuda_text(text).encode(), self.compile_timeout_s)
+        if not answer["succeeded"] and "out of memory" in str(answer["log"]):
+            self._drop_nvrtc()
+            raise CompilerDied("out of memory")
         places = {f"{process.directory}/": "", **{f"{place}/": "" for place in process.greeting["includes"]}}
         return answer, code, places
 

@@ -15,8 +15,18 @@ from typing import Any
 
 from sandbox import statistics
 from sandbox.contract import (
-    Artifact, Cheated, Check, Device, Incorrect, LaunchFailed, Task, TimedOut, Timing, Verdict, Workload,
-)  # fmt: skip
+    Artifact,
+    Cheated,
+    Check,
+    Device,
+    Incorrect,
+    LaunchFailed,
+    Task,
+    TimedOut,
+    Timing,
+    Verdict,
+    Workload,
+)
 from sandbox.courtroom import Courtroom, Drawn
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
@@ -132,21 +142,26 @@ class Trial:
         return self._verdict_of(drawn, seen)
 
     def _verdict_of(self, drawn: Drawn, seen: dict[str, Any]) -> Check:
-        where = {"workload": drawn.workload.name, "distribution": drawn.distribution}
+        def incorrect(rule: str, evidence: str) -> Rejected:
+            workload, distribution = drawn.workload.name, drawn.distribution
+            return Rejected(Incorrect(workload=workload, distribution=distribution, rule=rule, evidence=evidence))
+
         if seen["guards"]:
             names = ", ".join(seen["guards"])
-            raise Rejected(
-                Incorrect(**where, rule="out-of-bounds write", evidence=f"guard zones of {names} were written")
-            )
+            raise incorrect("out-of-bounds write", f"guard zones of {names} were written")
         if seen["changed"]:
             names = ", ".join(seen["changed"])
-            raise Rejected(Incorrect(**where, rule="input changed", evidence=f"{names} differ after the call"))
+            raise incorrect("input changed", f"{names} differ after the call")
         specs = (*self.task.outputs, *self.task.inouts)
         for spec, error, yardstick, limit in zip(specs, seen["errors"], drawn.yardsticks, drawn.limits, strict=True):
             if not (error[0] <= limit[0] and error[1] <= limit[1]):
-                raise Rejected(Incorrect(**where, rule="error", evidence=_evidence(spec.name, error, yardstick, limit)))
-        rows = [error[0] for error in seen["errors"]]
-        return Check(**where, error=max(rows), yardstick=max(row for row, _ in drawn.yardsticks))
+                raise incorrect("error", _evidence(spec.name, error, yardstick, limit))
+        return Check(
+            workload=drawn.workload.name,
+            distribution=drawn.distribution,
+            error=max(error[0] for error in seen["errors"]),
+            yardstick=max(row for row, _ in drawn.yardsticks),
+        )
 
     # ------------------------------------------------------------ timing
 
@@ -279,7 +294,6 @@ def _wired(plan: ResolvedPlan, task: Task) -> dict[str, Any]:
 
 
 def _evidence(name: str, error: list[float], yardstick: tuple[float, float], limit: tuple[float, float]) -> str:
-    return (
-        f"{name}: relative error of the worst row {error[0]:.3g} (PyTorch's own {yardstick[0]:.3g}, allowed {limit[0]:.3g}), "
-        f"worst element {error[1]:.3g} of its row's peak (PyTorch's own {yardstick[1]:.3g}, allowed {limit[1]:.3g})"
-    )
+    row = f"worst row {error[0]:.3g} (PyTorch's own {yardstick[0]:.3g}, allowed {limit[0]:.3g})"
+    peak = f"worst element {error[1]:.3g} of its row's peak (PyTorch's own {yardstick[1]:.3g}, allowed {limit[1]:.3g})"
+    return f"{name}: relative L2 error of the {row}, {peak}"

@@ -1,14 +1,12 @@
-"""The referee process: `python -m sandbox.referee DESCRIPTOR`, spoken to as a worker is.
+"""The referee process: `python -m sandbox.referee SOCKET LIFELINE DEVICE`, spoken to as a worker is.
 
-Operations: open, prepare, compare, baselines, bind, time, drop, peaks. A slot is one drawn input with what is expected of
-it; slots never leave this process, the drawn inputs leave as bytes in a memory file.
+Operations: open, prepare, compare, baselines, bind, time, drop, peaks. A slot is one drawn input with what is expected
+of it; slots never leave this process, the drawn inputs leave as bytes in a memory file.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 import time
@@ -49,7 +47,7 @@ class Referee:
         """Load a task."""
         self.task = Task.model_validate_json(request["task"])
         self.module = oracle.load_reference(self.task)
-        self.baselines = baselines.functions(self.task, self.module)
+        self.functions = baselines.functions(self.task, self.module)
         self.slots.clear()
         return {"torch": str(torch.__version__)}
 
@@ -100,16 +98,16 @@ class Referee:
             if not torch.equal(raw[regions[spec.name][0] :][: value.nbytes].to(self.device), _bytes(value))
         ]
 
-    def check_baselines(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def baselines(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Which baselines run on a slot, how far they are from the oracle, and why the others do not."""
         slot = self.slots[request["slot"]]
         errors: dict[str, list[tuple[float, float]]] = {}
         failures: dict[str, str] = {}
-        for name, function in self.baselines.items():
+        for name, function in self.functions.items():
             try:
                 reached = oracle.achieved(self.task, function, slot.values, slot.workload)[: len(self.task.outputs)]
             # A library backend may refuse a shape in any way it likes; that is an answer, not a fault.
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001
                 failures[name] = f"{type(exc).__name__}: {exc}".splitlines()[0][:300]
                 continue
             errors[name] = [oracle.distance(got, want) for got, want in zip(reached, slot.expected, strict=False)]
@@ -128,7 +126,7 @@ class Referee:
     def time(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """`calls` calls of one baseline; device times on cuda, nothing on cpu, where the judge's clock decides."""
         assert self.workload is not None
-        function = self.baselines[request["baseline"]]
+        function = self.functions[request["baseline"]]
         turns = [self.sets[(self.cursor + i) % len(self.sets)] for i in range(request["calls"])]
         self.cursor += request["calls"]
         if self.device == "cuda" and request["flush"]:
@@ -147,7 +145,7 @@ class Referee:
         return {}
 
     def peaks(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Bandwidth (GB/s, bytes read plus written) of a large copy and TFLOP/s of a float32 matmul, best of several."""
+        """GB/s (read plus written) of a large copy and TFLOP/s of a float32 matmul, each the best of several."""
         source = torch.rand(request["copy_bytes"] // 4, device=self.device)
         target = torch.empty_like(source)
         square = torch.rand(1024, 1024, device=self.device)
@@ -177,12 +175,10 @@ def _intact(raw: Tensor, start: int, size: int) -> bool:
 
 def serve(sock: socket.socket) -> None:
     """Answer requests until the connection closes; a bug in a reference ends the process with its traceback."""
-    referee = Referee(sys.argv[2])
+    referee = Referee(sys.argv[3])
     wire.send(sock, {"ready": True})
-    operations = {
-        "open": referee.open, "prepare": referee.prepare, "compare": referee.compare, "baselines": referee.check_baselines,
-        "bind": referee.bind, "time": referee.time, "drop": referee.drop, "peaks": referee.peaks,
-    }  # fmt: skip
+    names = ("open", "prepare", "compare", "baselines", "bind", "time", "drop", "peaks")
+    operations = {name: getattr(referee, name) for name in names}
     while True:
         try:
             request, descriptors = wire.receive(sock)
@@ -195,5 +191,5 @@ def serve(sock: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    wire.die_with(int(sys.argv[2]))
     serve(socket.socket(fileno=int(sys.argv[1])))

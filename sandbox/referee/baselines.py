@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def run(function: Function, turns: list[list[Tensor]], workload: Workload) -> No
 def device_times(function: Function, turns: list[list[Tensor]], workload: Workload) -> list[float]:
     """Device milliseconds of each call from a cold L2, by CUDA events; see worker/cuda.py for the same."""
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in turns]
+    pairs = [(_event(), _event()) for _ in turns]
     for values, (start, stop) in zip(turns, pairs, strict=True):
         flush.zero_()
         start.record()
@@ -43,3 +44,7 @@ def device_times(function: Function, turns: list[list[Tensor]], workload: Worklo
         stop.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(stop) for start, stop in pairs]
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

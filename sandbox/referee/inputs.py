@@ -30,9 +30,11 @@ def _tensor(spec: TensorSpec, workload: Workload, distribution: str, rng: torch.
     if spec.fill.kind == "integers":
         low, high = (parse_expr(bound).evaluate(workload.axes) for bound in (spec.fill.low, spec.fill.high))
         low = high if distribution == "timed" else low
-        return torch.randint(low, high + 1, shape, generator=rng, device=rng.device, dtype=dtype)
+        drawn: Tensor = torch.randint(low, high + 1, shape, generator=rng, device=rng.device, dtype=dtype)
+        return drawn
     values = _weight(shape, rng) if spec.fill.kind == "weight" else DISTRIBUTIONS[distribution](shape, rng)
-    return values.to(dtype).contiguous()
+    drawn = values.to(dtype).contiguous()
+    return drawn
 
 
 def _uniform(low: float, high: float, rng: torch.Generator) -> float:

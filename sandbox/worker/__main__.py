@@ -1,6 +1,6 @@
 """The far side: serves one candidate over one connection, then dies.
 
-    python -I -m sandbox.worker DESCRIPTOR TARGET
+    python -I -m sandbox.worker SOCKET LIFELINE TARGET
 
 Requests are JSON objects with an `op` and an `id`; the reply repeats the id. A failure of a candidate is a reply with
 `error`; anything worse ends the process, which the judge sees. Inputs come and outputs go as bytes in memory files.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import socket
 import sys
 from typing import Any
@@ -135,10 +134,6 @@ def serve(sock: socket.socket, target: str) -> None:
         wire.send(sock, {"id": request["id"], **reply})
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    _die_with_parent()
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    wire.die_with(int(sys.argv[2]))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3])

@@ -12,8 +12,10 @@ import fcntl
 import json
 import mmap
 import os
+import signal
 import socket
 import struct
+import threading
 import time
 from typing import Any
 
@@ -115,3 +117,16 @@ def mapped(descriptor: int, writable: bool) -> mmap.mmap:
 def seal(descriptor: int) -> None:
     """Make a memory file read-only for everybody, for good; no writable mapping of it may exist."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
+def die_with(lifeline: int) -> None:
+    """Kill this process group as soon as the other end of the pipe `lifeline` closes, as it does when its holder dies.
+
+    PR_SET_PDEATHSIG would not do: it fires when the *thread* that started this process ends.
+    """
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -31,7 +31,7 @@ def library(target):
     return {"refuses": refuses, "wrong": wrong}
 """
 LOOP = "for (int64_t i = 0; i < N; ++i) out[i] = x[i] + y[i]; for (int64_t i = 0; i < 4; ++i) total[i] += 1;"
-HEADERS = "#include <csignal>\n#include <cstdlib>\n#include <cstring>\n#include <new>\n#include <thread>\n#include <unistd.h>\n"
+HEADERS = "".join(f"#include <{name}>\n" for name in ("csignal", "cstdlib", "cstring", "new", "thread", "unistd.h"))
 
 
 def candidate(body: str, before: str = "") -> Candidate:
@@ -139,7 +139,7 @@ def test_answer_kept_from_the_first_call_is_incorrect(judge: Judge, task: Task) 
         ("_exit(0);", "exited with code 0"),
         ("std::raise(SIGKILL);", "SIGKILL"),
         (
-            "for (;;) new char[64 << 20];",
+            "for (;;) { volatile char* p = new char[64 << 20]; p[0] = 1; }",
             "SIGABRT",
         ),
     ],
@@ -229,5 +229,5 @@ def test_everything_dies_with_a_killed_host(tmp_path: Path, task: Task) -> None:
     host.kill()
     host.wait()
     host.stdout.close()
-    gone, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []

@@ -79,8 +79,9 @@ def test_macros_hold_dtype_statics_and_tunables() -> None:
 
 def test_prototype_follows_the_contract() -> None:
     assert prototype(make_task(), "split", ("q_map",)) == (
-        "void split(scalar_t* out, const scalar_t* q, const scalar_t* k, const int32_t* pos, int64_t B, int64_t H, int64_t S, "
-        "int64_t D, float scale, int causal, void* workspace, const __grid_constant__ CUtensorMap q_map)"
+        "void split(scalar_t* out, const scalar_t* q, const scalar_t* k, const int32_t* pos, "
+        "int64_t B, int64_t H, int64_t S, int64_t D, float scale, int causal, void* workspace, "
+        "const __grid_constant__ CUtensorMap q_map)"
     )
 
 

@@ -49,7 +49,7 @@ READS_A_FILE = {
 }
 
 HONEST = {
-    "headers": "#include <cuda_fp16.h>   // half ... and \"friends\"\n#include <cuda/std/cstdint>\n# include <mma.h> /* x */",
+    "headers": '#include <cuda_fp16.h>   // half ... and "friends"\n#include <cuda/ptx>\n# include <mma.h> /* x */',
     "conditions": "#if defined(X) && __has_include(<mma.h>)\n#elif 1\n#else\n#endif\n#undef X",
     "asks whether it may ask": "#ifdef __has_include\n#endif\n#if defined(__has_include)\n#endif",
     "macro over lines": "#define F(x) \\\n  x + \\\n  1\n",
