@@ -30,11 +30,9 @@ def _tensor(spec: TensorSpec, workload: Workload, distribution: str, rng: torch.
     if spec.fill.kind == "integers":
         low, high = (parse_expr(bound).evaluate(workload.axes) for bound in (spec.fill.low, spec.fill.high))
         low = high if distribution == "timed" else low
-        drawn: Tensor = torch.randint(low, high + 1, shape, generator=rng, device=rng.device, dtype=dtype)
-        return drawn
+        return torch.empty(shape, dtype=dtype, device=rng.device).random_(low, high + 1, generator=rng)
     values = _weight(shape, rng) if spec.fill.kind == "weight" else DISTRIBUTIONS[distribution](shape, rng)
-    drawn = values.to(dtype).contiguous()
-    return drawn
+    return values.to(dtype).contiguous()
 
 
 def _uniform(low: float, high: float, rng: torch.Generator) -> float:
@@ -42,7 +40,7 @@ def _uniform(low: float, high: float, rng: torch.Generator) -> float:
 
 
 def _randn(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=rng, device=rng.device)
+    return torch.empty(shape, device=rng.device).normal_(generator=rng)
 
 
 def _weight(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
