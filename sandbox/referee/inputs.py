@@ -5,6 +5,7 @@ Every scale and offset is drawn at random from the check's seed, so that no cons
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,7 @@ def _randn(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
 def _weight(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Matrices keep the variance of what they multiply; vectors have a random scale and offset."""
     if len(shape) > 1:
-        return _randn(shape, rng) * (_uniform(0.5, 1.5, rng) / shape[-1] ** 0.5)
+        return _randn(shape, rng) * (_uniform(0.5, 1.5, rng) / math.sqrt(shape[-1]))
     return _randn(shape, rng) * _uniform(0.2, 1.0, rng) + _uniform(-1.0, 1.0, rng)
 
 
