@@ -44,6 +44,15 @@ class Drawn:
     limits: tuple[tuple[float, float], ...]
 
 
+@dataclass(frozen=True)
+class Block:
+    """How one subject is timed: calls per block, seconds of a request without calls, seconds of a first call."""
+
+    count: int
+    overhead: float
+    seconds: float
+
+
 @dataclass
 class Evidence:
     """Everything drawn for one task."""
@@ -65,6 +74,7 @@ class Courtroom:
         self.versions: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.baselines: dict[str, list[str]] = {}
+        self.blocks: dict[tuple[str, str], Block] = {}
         self._slots = 0
 
     def __enter__(self) -> Self:

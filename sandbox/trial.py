@@ -27,7 +27,7 @@ from sandbox.contract import (
     Verdict,
     Workload,
 )
-from sandbox.courtroom import Courtroom, Drawn
+from sandbox.courtroom import Block, Courtroom, Drawn
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
@@ -207,8 +207,12 @@ class Trial:
             seconds = time.perf_counter() - start
         return seconds, [float(value) for value in reply["events_ms"]]
 
-    def _calls(self, workload: Workload, subject: str) -> _Block:
-        """Warm up, and find how many calls make a block."""
+    def _calls(self, workload: Workload, subject: str) -> Block:
+        """How many calls make a block. Baselines are asked once, the candidate after a full turn of its sets."""
+        known = self.room.blocks.get((workload.name, subject))
+        if known is not None:
+            self._run(workload, subject, 1, flush=False)
+            return known
         self._run(workload, subject, self.room.sets(workload), flush=False)
         overhead = min(self._run(workload, subject, 0, flush=False)[0] for _ in range(5))
         seconds, _ = self._run(workload, subject, 1, flush=False)
@@ -216,13 +220,13 @@ class Trial:
         if seconds < _BLOCK_S / 4:
             seconds = max((self._run(workload, subject, 8, flush=False)[0] - overhead) / 8, 1e-6)
         most = 10 if self.device.target == "cuda" else 1000
-        return _Block(
-            count=max(1 if seconds > 0.1 else 3, min(most, math.ceil(_BLOCK_S / seconds))),
-            overhead=overhead,
-            seconds=seconds,
-        )
+        count = max(1 if seconds > _BLOCK_S else 3, min(most, math.ceil(_BLOCK_S / seconds)))
+        block = Block(count=count, overhead=overhead, seconds=seconds)
+        if subject != "candidate":
+            self.room.blocks[workload.name, subject] = block
+        return block
 
-    def _block(self, workload: Workload, subject: str, block: _Block) -> float:
+    def _block(self, workload: Workload, subject: str, block: Block) -> float:
         """Milliseconds per call over one block: device events on cuda, this side's clock on cpu."""
         if self.device.target == "cuda":
             _, events = self._run(workload, subject, block.count, flush=True)
@@ -233,7 +237,7 @@ class Trial:
         seconds, _ = self._run(workload, subject, block.count, flush=False)
         return max(seconds - block.overhead, 1e-7) / block.count * 1e3
 
-    def _clocks_agree(self, workload: Workload, block: _Block) -> float:
+    def _clocks_agree(self, workload: Workload, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
         count = max(10, min(200, math.ceil(0.05 / block.seconds)))
         for _ in range(3):
@@ -262,13 +266,6 @@ class Trial:
                 )
             )
         return share
-
-
-@dataclass(frozen=True)
-class _Block:
-    count: int
-    overhead: float
-    seconds: float
 
 
 def floor(task: Task, workload: Workload, device: Device) -> float | None:
