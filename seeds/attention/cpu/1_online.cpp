@@ -21,7 +21,7 @@ float dot(const float* a, const float* b) {
 }
 
 void attend(float* out, const float* q, const float* k, const float* v, int64_t keys, float scale) {
-    float accumulated[D_] = {}, score[TILE];
+    float accumulated[D_] = {}, tile[D_], score[TILE];
     float highest = -std::numeric_limits<float>::infinity(), total = 0;
     for (int64_t j0 = 0; j0 < keys; j0 += TILE) {
         const int n = int(std::min<int64_t>(TILE, keys - j0));
@@ -32,16 +32,18 @@ void attend(float* out, const float* q, const float* k, const float* v, int64_t 
         }
         const float rescale = std::exp(highest - top);
         highest = top;
-        total *= rescale;
-#pragma omp simd
-        for (int d = 0; d < D_; ++d) accumulated[d] *= rescale;
+        float sum = 0;
+        std::fill(tile, tile + D_, 0.0f);  // a sum per tile loses less than one long chain
         for (int j = 0; j < n; ++j) {
             const float p = std::exp(score[j] - top);
             const float* row = v + (j0 + j) * D_;
-            total += p;
+            sum += p;
 #pragma omp simd
-            for (int d = 0; d < D_; ++d) accumulated[d] += p * row[d];
+            for (int d = 0; d < D_; ++d) tile[d] += p * row[d];
         }
+        total = total * rescale + sum;
+#pragma omp simd
+        for (int d = 0; d < D_; ++d) accumulated[d] = accumulated[d] * rescale + tile[d];
     }
     for (int d = 0; d < D_; ++d) out[d] = accumulated[d] / total;
 }

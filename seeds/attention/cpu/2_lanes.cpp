@@ -48,6 +48,7 @@ constexpr int KR = REGISTERS == 32 ? KEYS : (KEYS + 1) / 2; // keys per register
 constexpr int CHUNKS = (D_ + LANES - 1) / LANES;            // vectors per row of V
 constexpr int VR = REGISTERS == 32 ? 4 : 2;                 // of which so many are in registers at a time
 constexpr int PADDED = CHUNKS * LANES;
+constexpr int DEPTH = 32;                                   // products summed in one chain: longer ones lose sharp softmaxes
 constexpr float NEGATIVE_INFINITY = -std::numeric_limits<float>::infinity();
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec_any*>(p); }
@@ -76,18 +77,29 @@ inline vec exp2_nonpositive(vec x) {
 // scores[j][query] = k[j]·q[query] for R keys; raises `top` to the largest. DIAGONAL: lanes whose query precedes key j get -inf.
 template <int R, bool DIAGONAL>
 inline void score_tile(const float* k, const float* qt, float* scores, vec* top, const float* query, int64_t key) {
-    vec sum[R][QUERIES] = {};
-    for (int d = 0; d < D_; ++d) {
-        vec x[QUERIES];
-        UNROLL for (int c = 0; c < QUERIES; ++c) x[c] = load(qt + d * BLOCK + c * LANES);
-        UNROLL for (int r = 0; r < R; ++r) {
-            const float y = k[r * D_ + d];
-            UNROLL for (int c = 0; c < QUERIES; ++c) sum[r][c] += x[c] * y;
+    vec sum[R][QUERIES];
+    for (int start = 0; start < D_; start += DEPTH) {
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int c = 0; c < QUERIES; ++c) sum[r][c] = vec{};
+        for (int d = start; d < std::min(start + DEPTH, D_); ++d) {
+            vec x[QUERIES];
+            UNROLL for (int c = 0; c < QUERIES; ++c) x[c] = load(qt + d * BLOCK + c * LANES);
+            UNROLL for (int r = 0; r < R; ++r) {
+                const float y = k[r * D_ + d];
+                UNROLL for (int c = 0; c < QUERIES; ++c) sum[r][c] += x[c] * y;
+            }
         }
+        if (start + DEPTH >= D_) break;
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int c = 0; c < QUERIES; ++c) {
+                float* s = scores + r * BLOCK + c * LANES;
+                store(s, start ? load(s) + sum[r][c] : sum[r][c]);
+            }
     }
     UNROLL for (int r = 0; r < R; ++r)
         UNROLL for (int c = 0; c < QUERIES; ++c) {
             vec s = sum[r][c];
+            if (D_ > DEPTH) s += load(scores + r * BLOCK + c * LANES);
             if (DIAGONAL) s = load(query + c * LANES) >= fill(float(key + r)) ? s : fill(NEGATIVE_INFINITY);
             top[c] = larger(s, top[c]);
             store(scores + r * BLOCK + c * LANES, s);
@@ -125,9 +137,7 @@ inline void load_chunks(const float* row, vec* x) {
 // acc[r] = acc[r]*rescale[r] + Σ p[j][r]·v[j] for R queries, over vectors C .. C+W-1 of a row.
 template <int R, int C, int W>
 inline void value_tile(int n, const float* v, const float* p, float* acc, const float* rescale) {
-    vec sum[R][W];
-    UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int c = 0; c < W; ++c) sum[r][c] = load(acc + r * PADDED + (C + c) * LANES) * rescale[r];
+    vec sum[R][W] = {};
     for (int j = 0; j < n; ++j) {
         vec x[W];
         load_chunks<C, W>(v + j * D_, x);
@@ -137,7 +147,10 @@ inline void value_tile(int n, const float* v, const float* p, float* acc, const 
         }
     }
     UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int c = 0; c < W; ++c) store(acc + r * PADDED + (C + c) * LANES, sum[r][c]);
+        UNROLL for (int c = 0; c < W; ++c) {
+            float* a = acc + r * PADDED + (C + c) * LANES;
+            store(a, load(a) * rescale[r] + sum[r][c]);
+        }
 }
 
 template <int R, int C>
@@ -156,10 +169,12 @@ void value_block(int n, int queries, const float* v, const float* p, float* acc,
 // Queries i0 .. i0+queries-1 of one head.
 void attend(float* out, const float* q, const float* k, const float* v, int64_t S, int64_t i0, int queries, float scale) {
     alignas(64) float qt[D_ * BLOCK], scores[TILE * BLOCK], acc[BLOCK * PADDED] = {}, rescale[BLOCK], query[BLOCK];
-    const float factor = scale * 1.44269504f;  // so that exp(x) is 2^x
+    // Scores stay unscaled until the largest is subtracted, which is exact: rounding them earlier would lose sharp softmaxes.
+    const float sign = scale < 0 ? -1.0f : 1.0f;
+    const float factor = std::max(std::abs(scale) * 1.44269504f, std::numeric_limits<float>::min());  // exp(x) as 2^x
     for (int i = 0; i < BLOCK; ++i) {
         query[i] = float(i0 + i);
-        for (int d = 0; d < D_; ++d) qt[d * BLOCK + i] = i < queries ? q[(i0 + i) * D_ + d] * factor : 0.0f;
+        for (int d = 0; d < D_; ++d) qt[d * BLOCK + i] = i < queries ? q[(i0 + i) * D_ + d] * sign : 0.0f;
     }
     vec top[QUERIES], total[QUERIES];
     for (int c = 0; c < QUERIES; ++c) top[c] = fill(NEGATIVE_INFINITY), total[c] = vec{};
@@ -174,16 +189,18 @@ void attend(float* out, const float* q, const float* k, const float* v, int64_t 
         else
             score_block<false>(n, k + j0 * D_, qt, scores, top, query, j0);
         for (int c = 0; c < QUERIES; ++c) {
-            const vec r = exp2_nonpositive(before[c] - top[c]);
+            const vec r = exp2_nonpositive((before[c] - top[c]) * factor);
             store(rescale + c * LANES, r);
             total[c] *= r;
         }
+        vec sum[QUERIES] = {};
         for (int j = 0; j < n; ++j)
             UNROLL for (int c = 0; c < QUERIES; ++c) {
-                const vec p = exp2_nonpositive(load(scores + j * BLOCK + c * LANES) - top[c]);
-                total[c] += p;
+                const vec p = exp2_nonpositive((load(scores + j * BLOCK + c * LANES) - top[c]) * factor);
+                sum[c] += p;
                 store(scores + j * BLOCK + c * LANES, p);
             }
+        for (int c = 0; c < QUERIES; ++c) total[c] += sum[c];
         value_block(n, queries, v + j0 * D_, scores, acc, rescale);
     }
     for (int c = 0; c < QUERIES; ++c) store(rescale + c * LANES, 1.0f / total[c]);

@@ -12,7 +12,7 @@
 #define CHUNK 256   // tune: 64 128 256 512 1024
 #endif
 #ifndef KEYS
-#define KEYS 4      // tune: 1 2 4
+#define KEYS 2      // tune: 1 2 4
 #endif
 #ifndef AHEAD
 #define AHEAD 8     // tune: 0 4 8 16
@@ -34,10 +34,13 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef double wide __attribute__((vector_size(LANES * 4)));  // half as many lanes
+typedef float half_any __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
 typedef float vec_any __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 constexpr int D_ = STATIC_D, GROUP = STATIC_H / STATIC_HKV;
 constexpr int CHUNKS = (D_ + LANES - 1) / LANES, PADDED = CHUNKS * LANES;
+constexpr int HALF = LANES / 2, HALVES = (D_ + HALF - 1) / HALF;
 constexpr int TOGETHER = GROUP < 4 ? GROUP : 4;  // query heads held in registers together
 constexpr int WIDE = 4;                          // vectors of V held together
 
@@ -52,24 +55,29 @@ inline vec load_chunk(const float* row, int c) {
     return x;
 }
 
-inline float sum(vec x) {
-    float half[LANES];
-    store(half, x);
-    for (int width = LANES / 2; width > 0; width /= 2)
-#pragma omp simd
-        for (int i = 0; i < width; ++i) half[i] += half[i + width];
-    return half[0];
+// Lanes c*HALF .. of a row of D floats as doubles; past its end zeros.
+inline wide load_wide(const float* row, int c) {
+    if (D_ % HALF == 0 || (c + 1) * HALF <= D_) return __builtin_convertvector(*reinterpret_cast<const half_any*>(row + c * HALF), wide);
+    wide x = {};
+    for (int i = 0; i < D_ % HALF; ++i) x[i] = row[c * HALF + i];
+    return x;
 }
 
-// scores[g][j] for G query heads and R keys.
+inline double sum(wide x) {
+    double total = 0;
+    for (int i = 0; i < HALF; ++i) total += x[i];
+    return total;
+}
+
+// scores[g][j] for G query heads and R keys. In double, which hides behind the memory: sharp softmaxes need exact scores.
 template <int G, int R>
-inline void score_tile(const float* q, const float* k, float* scores) {
-    vec acc[G][R] = {};
-    for (int c = 0; c < CHUNKS; ++c) {
-        vec key[R];
-        UNROLL for (int r = 0; r < R; ++r) key[r] = load_chunk(k + r * D_, c);
+inline void score_tile(const double* q, const float* k, double* scores) {
+    wide acc[G][R] = {};
+    for (int c = 0; c < HALVES; ++c) {
+        wide key[R];
+        UNROLL for (int r = 0; r < R; ++r) key[r] = load_wide(k + r * D_, c);
         UNROLL for (int g = 0; g < G; ++g) {
-            const vec x = load(q + g * PADDED + c * LANES);
+            const wide x = *reinterpret_cast<const wide*>(q + g * PADDED + c * HALF);
             UNROLL for (int r = 0; r < R; ++r) acc[g][r] += x * key[r];
         }
     }
@@ -78,7 +86,7 @@ inline void score_tile(const float* q, const float* k, float* scores) {
 }
 
 template <int G>
-void score(int n, const float* q, const float* k, float* scores) {
+void score(int n, const double* q, const float* k, double* scores) {
     int j = 0;
     for (; j + KEYS <= n; j += KEYS) {
         if (AHEAD)
@@ -110,20 +118,23 @@ template <int G>
 void value(int n, const float* v, const float* p, float* acc) {
     int c = 0;
     for (; c + WIDE <= CHUNKS; c += WIDE) value_tile<G, WIDE>(n, v, p, acc, c);
-    for (; c < CHUNKS; ++c) value_tile<G, 1>(n, v, p, acc, c);
+    if constexpr (CHUNKS % WIDE != 0)
+        for (; c < CHUNKS; ++c) value_tile<G, 1>(n, v, p, acc, c);
 }
 
 // Partial result of G query heads over n keys, `stride` floats apart: the sum of weighted values, the top score, the sum of weights.
 template <int G>
 void attend(int n, const float* q, const float* k, const float* v, float scale, float* partial, int64_t stride) {
-    alignas(64) float query[G * PADDED] = {}, weights[G * CHUNK], acc[G * PADDED];
+    alignas(64) double query[G * PADDED] = {}, scores[G * CHUNK];
+    alignas(64) float weights[G * CHUNK], acc[G * PADDED];
     for (int g = 0; g < G; ++g)
-        for (int d = 0; d < D_; ++d) query[g * PADDED + d] = q[g * D_ + d] * scale;
-    score<G>(n, query, k, weights);
+        for (int d = 0; d < D_; ++d) query[g * PADDED + d] = double(q[g * D_ + d]) * scale;
+    score<G>(n, query, k, scores);
     for (int g = 0; g < G; ++g) {
-        float *w = weights + g * CHUNK, *result = partial + g * stride, top = w[0], total = 0;
-        for (int j = 1; j < n; ++j) top = std::max(top, w[j]);
-        for (int j = 0; j < n; ++j) total += w[j] = std::exp(w[j] - top);
+        const double* s = scores + g * CHUNK;
+        float *w = weights + g * CHUNK, *result = partial + g * stride, total = 0;
+        const float top = float(*std::max_element(s, s + n));
+        for (int j = 0; j < n; ++j) total += w[j] = std::exp(float(s[j] - top));
         result[D_] = top;
         result[D_ + 1] = total;
     }
@@ -136,7 +147,8 @@ void attend_group(int n, const float* q, const float* k, const float* v, float s
     int g = 0;
     for (; g + TOGETHER <= GROUP; g += TOGETHER)
         attend<TOGETHER>(n, q + g * D_, k, v, scale, partial + g * stride, stride);
-    for (; g < GROUP; ++g) attend<1>(n, q + g * D_, k, v, scale, partial + g * stride, stride);
+    if constexpr (GROUP % TOGETHER != 0)
+        for (; g < GROUP; ++g) attend<1>(n, q + g * D_, k, v, scale, partial + g * stride, stride);
 }
 
 void combine(float* out, const float* partial, int64_t chunks) {

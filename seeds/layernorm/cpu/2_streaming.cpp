@@ -98,7 +98,8 @@ void normalise(float* out, const float* x, const float* next, const float* weigh
         if (PREFETCH) __builtin_prefetch(next + d);
         put(out + d, ((load(x + d) - centre) - residue) * rstd * load(weight + d) + load(bias + d));
     }
-    for (; d < D_; ++d) out[d] = ((x[d] - centre) - residue) * rstd * weight[d] + bias[d];
+    if constexpr (D_ % LANES != 0)
+        for (; d < D_; ++d) out[d] = ((x[d] - centre) - residue) * rstd * weight[d] + bias[d];
 }
 
 }  // namespace

@@ -1,0 +1,95 @@
+"""leaderboard, show and diff; archive export and import."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent import render
+from agent.commands.options import ArchivePath, Json, TaskName, location, open_archive, out, print_json
+from sandbox.contract import Target
+
+
+def leaderboard(
+    task: TaskName = None,
+    target: Annotated[Target | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option(help="Name of a GPU or CPU.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most rows of a table; --json prints all.")] = 20,
+    archive: ArchivePath = None,
+    as_json: Json = False,
+) -> None:
+    """The fastest correct kernels by task, target and device."""
+    from archive import rows
+
+    with open_archive(location(archive)) as opened:
+        found = rows(opened, task, target, device)
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in found])
+    else:
+        out.print(render.leaderboard(found, limit))
+
+
+def show(
+    candidate: Annotated[str, typer.Argument(help="Id of a candidate, or the beginning of one.")],
+    archive: ArchivePath = None,
+    as_json: Json = False,
+) -> None:
+    """A candidate's source, verdicts, timings by workload, and lineage."""
+    with open_archive(location(archive)) as opened:
+        found = opened.candidate(candidate)
+        judgements = [judgement for _, judgement in opened.judgements() if judgement.candidate == found.id]
+        lineage = opened.lineage(found.id)
+    if as_json:
+        print_json(
+            {
+                "candidate": {"id": found.id, **found.model_dump(mode="json")},
+                "judgements": [judgement.model_dump(mode="json") for judgement in judgements],
+                "lineage": [ancestor.id for ancestor in lineage],
+            }
+        )
+    else:
+        out.print(render.candidate_page(found, judgements, lineage))
+
+
+def diff(
+    old: Annotated[str, typer.Argument(help="Id of a candidate.")],
+    new: Annotated[str, typer.Argument(help="Id of another.")],
+    archive: ArchivePath = None,
+    as_json: Json = False,
+) -> None:
+    """What changed between two candidates: tunables and source."""
+    with open_archive(location(archive)) as opened:
+        before, after = opened.candidate(old), opened.candidate(new)
+    names = sorted(before.tunables.keys() | after.tunables.keys())
+    changed = {n: [before.tunables.get(n), after.tunables.get(n)] for n in names}
+    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
+    lines = difflib.unified_diff(
+        before.source.splitlines(), after.source.splitlines(), render.label(before), render.label(after), lineterm=""
+    )
+    if as_json:
+        print_json({"old": before.id, "new": after.id, "tunables": changed, "diff": "\n".join(lines)})
+    else:
+        out.print(render.difference(changed, list(lines)))
+
+
+def export_archive(file: Path, archive: ArchivePath = None, as_json: Json = False) -> None:
+    """Write everything an archive holds to a JSONL file, gzipped where the name ends in .gz."""
+    with open_archive(location(archive)) as opened:
+        count = opened.export(file)
+    if as_json:
+        print_json({"file": str(file), "records": count})
+    else:
+        out.print(f"{count} records in {file}")
+
+
+def import_archive(file: Path, archive: ArchivePath = None, as_json: Json = False) -> None:
+    """Merge an exported file into an archive. What is there already stays as it is."""
+    with open_archive(location(archive)) as opened:
+        report = opened.import_(file)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        out.print(render.tallies(report))

@@ -1,0 +1,105 @@
+"""run and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from agent import config as configuration
+from agent import render
+from agent.commands.options import (
+    ArchivePath,
+    Json,
+    TaskName,
+    Toml,
+    err,
+    location,
+    open_archive,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from agent.session import Outcome
+
+DRAINING = "interrupted: the running evaluation is finished first; press Ctrl-C again to stop at once"
+
+
+def run(
+    task: TaskName = None,
+    target: Annotated[
+        Literal["auto", "cuda", "cpu"] | None, typer.Option(help="auto takes a GPU where one answers, else the CPU.")
+    ] = None,
+    proposer: Annotated[str | None, typer.Option(help="auto or tuner.")] = None,
+    archive: ArchivePath = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the composed extension goes.")] = None,
+    budget_evals: Annotated[int | None, typer.Option(help="Most candidates to judge.")] = None,
+    budget_seconds: Annotated[float | None, typer.Option(help="Most seconds to search.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="Most dollars to pay to model endpoints.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the proposer's random choices.")] = None,
+    config: Toml = None,
+    as_json: Json = False,
+) -> None:
+    """Search for fast kernels of a task, and compose the winners into a PyTorch extension."""
+    from agent import session
+    from agent.progress import display
+
+    flags = {
+        "task": task,
+        "target": target,
+        "proposer": proposer,
+        "archive": archive,
+        "out": out_dir,
+        "budget_evals": budget_evals,
+        "budget_seconds": budget_seconds,
+        "budget_usd": budget_usd,
+        "seed": seed,
+    }
+    wanted = configuration.load(flags, config)
+    try:
+        with display(err) as shown:
+            outcome = session.start(wanted, shown.announce, shown.report, lambda: shown.say(DRAINING))
+    except KeyboardInterrupt:
+        _interrupted(None, wanted.archive)
+    _finish(outcome, wanted.archive, as_json)
+
+
+def resume(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.")],
+    archive: ArchivePath = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a run that was interrupted or killed. Nothing that was judged is judged again."""
+    from agent import session
+    from agent.progress import display
+
+    where = location(archive)
+    try:
+        with open_archive(where) as opened, display(err) as shown:
+            found = opened.run(run_id)
+            if found.status == "finished":
+                err.print(f"run {found.id} is finished: there is nothing to resume")
+                outcome = session.outcome(opened, found.id, "finished", str(found.config.get("proposer", "")), [])
+            else:
+                outcome = session.resume(opened, found, shown.announce, shown.report, lambda: shown.say(DRAINING))
+    except KeyboardInterrupt:
+        _interrupted(run_id, where)
+    _finish(outcome, where, as_json)
+
+
+def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
+    if as_json:
+        print_json(outcome.model_dump(mode="json"))
+    else:
+        out.print(render.outcome(outcome))
+    if outcome.status == "drained":
+        _interrupted(outcome.run, archive)
+    if not outcome.leaderboard:
+        raise typer.Exit(1)
+
+
+def _interrupted(run_id: str | None, archive: str) -> NoReturn:
+    err.print(f"resume with: warpsmith resume {run_id or 'RUN'} --archive {archive}", soft_wrap=True)
+    raise typer.Exit(130)

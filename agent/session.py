@@ -1,0 +1,213 @@
+"""Opens everything a run needs, for a new run and for one that is resumed, and closes it again.
+
+Not covered: what happens within a run (graph, steps) and how it is shown (progress).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_cache_path
+
+from agent import compose, graph, proposers, steps, tasks
+from agent.config import RunConfig
+from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
+from archive import Archive, Row, Run, rows
+from sandbox import devices
+from sandbox.contract import Record, Task
+from sandbox.errors import BadInput
+from sandbox.judge import Judge
+from sandbox.toolchain import Toolchain
+
+
+class Outcome(Record):
+    """How a run ended, for the last lines on screen and for `--json`."""
+
+    run: str
+    status: Literal["finished", "drained"]
+    task: str
+    target: str
+    device: str
+    proposer: str
+    reason: str = ""
+    """Why the search ended."""
+    evals: int
+    seconds: float
+    verdicts: dict[str, int]
+    """How many candidates of the run got which verdict."""
+    winners: dict[str, str]
+    """Candidate by workload."""
+    composed: str | None = None
+    """Folder of the final extension."""
+    package: str | None = None
+    ok: bool | None = None
+    """Whether the extension could be built and agreed with eager."""
+    message: str = ""
+    """What building and checking it said."""
+    leaderboard: tuple[Row, ...]
+    """The run's candidates only, best first."""
+
+
+class Announcement(Record):
+    """What a run is about to do, and why so."""
+
+    run: str
+    task: str
+    summary: str
+    target: str
+    device: str
+    proposer: str
+    why: str
+    archive: str
+    seeds: int
+    config: RunConfig
+
+
+Announce = Callable[[Announcement], None]
+Report = Callable[[Event], None]
+
+
+def toolchain() -> Toolchain:
+    """The toolchain with the user's build cache."""
+    return Toolchain(user_cache_path("warpsmith", appauthor=False) / "builds")
+
+
+def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
+    """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
+    if not config.task:
+        raise BadInput("no task: give --task NAME, or a path to a task folder; `warpsmith tasks` lists them")
+    proposers.choose(config.proposer)
+    device = devices.detect(config.target)
+    config = _absolute(config)
+    task = tasks.load(config.task, device.target)
+    tasks.seeds(task)
+    _require_writable(config.out)
+    with Archive.open(config.archive) as archive:
+        run = Run(
+            task=task.name,
+            task_version=task.version,
+            target=task.target,
+            device=device.name,
+            config=config.model_dump(mode="json"),
+            rng_seed=config.seed,
+        )
+        archive.start_run(run)
+        return _search(archive, run, config, task, announce, report, on_drain)
+
+
+def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
+    """Continue a run from the archive's record of it. BadInput where the machine or the task is another than before."""
+    config = RunConfig.model_validate(run.config)
+    task = tasks.load(config.task, run.target)
+    if task.version != run.task_version:
+        raise BadInput(
+            f"run {run.id} judged {run.task} {run.task_version}, which is now {task.version}: start a new run"
+        )
+    device = devices.detect(run.target)
+    if device.name != run.device:
+        raise BadInput(f"run {run.id} was on {run.device!r}, this machine has {device.name!r}: resume it there")
+    _require_writable(config.out)
+    return _search(archive, run, config, task, announce, report, on_drain)
+
+
+def _search(
+    archive: Archive,
+    run: Run,
+    config: RunConfig,
+    task: Task,
+    announce: Announce,
+    report: Report,
+    on_drain: Callable[[], None],
+) -> Outcome:
+    proposer, why = proposers.choose(config.proposer)
+    device, seeds = devices.detect(task.target), tasks.seeds(task)
+    announce(
+        Announcement(
+            run=run.id,
+            summary=task.summary,
+            archive=archive.location,
+            seeds=len(seeds),
+            config=config,
+            why=why,
+            proposer=proposer,
+            **run.model_dump(include={"task", "target", "device"}),
+        )
+    )
+    seen: list[Event] = []
+
+    def keep(event: Event) -> None:
+        seen.append(event)
+        report(event)
+
+    with toolchain() as tools, Judge(device, tools) as judge:
+        clients = Clients(
+            archive=archive,
+            judge=judge,
+            task=task,
+            seeds=seeds,
+            proposer=proposers.PROPOSERS[proposer](task, seeds, device, config.seed),
+            budget=config.budget,
+            compose=lambda winners: _compose(task, winners, tools, judge, config.out),
+            report=keep,
+        )
+        status = graph.run(clients, run.id, graph.checkpoint_path(archive.location), on_drain)
+    return outcome(archive, run.id, status, proposer, seen)
+
+
+def _compose(task: Task, winners: Winners, tools: Toolchain, judge: Judge, out: Path) -> Composition:
+    chosen = {name: compose.Winner(candidate=c, judgement=j) for name, (c, j) in winners.items()}
+    composed = compose.compose(task, chosen, tools, judge.device, out)
+    report = compose.verify(composed.root, task)
+    return Composition(root=composed.root, package=composed.package, ok=report.ok, message=report.message)
+
+
+def outcome(
+    archive: Archive, run_id: str, status: Literal["finished", "drained"], proposer: str, events: list[Event]
+) -> Outcome:
+    """What a run came to, as the archive and its own events tell it."""
+    run, judged = archive.run(run_id), steps.latest(archive, run_id)
+    ids = {candidate.id for candidate, _ in judged}
+    verdicts: dict[str, int] = {}
+    for _, judgement in judged:
+        verdicts[judgement.verdict.status] = verdicts.get(judgement.verdict.status, 0) + 1
+    board = rows(archive, run.task, run.target, run.device, versions=[run.task_version])
+    composition = next((event.composition for event in events if isinstance(event, Composed)), None)
+    return Outcome(
+        run=run.id,
+        status=status,
+        proposer=proposer,
+        reason=next((event.reason for event in events if isinstance(event, Ended)), ""),
+        evals=len(judged),
+        seconds=run.seconds_spent,
+        verdicts=verdicts,
+        winners=run.winners,
+        composed=str(composition.root) if composition else None,
+        package=composition.package if composition else None,
+        ok=composition.ok if composition else None,
+        message=composition.message if composition else "",
+        leaderboard=tuple(row for row in board if row.candidate in ids),
+        **run.model_dump(include={"task", "target", "device"}),
+    )
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """The same with paths that mean the same from any working directory, for a later resume."""
+    changes: dict[str, object] = {"out": config.out.absolute()}
+    if "://" not in config.archive:
+        changes["archive"] = str(Path(config.archive).expanduser().absolute())
+    if Path(config.task).is_dir() and config.task not in tasks.available():
+        changes["task"] = str(Path(config.task).resolve())
+    return config.model_copy(update=changes)
+
+
+def _require_writable(out: Path) -> None:
+    """Fail now rather than after the search."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BadInput(f"output folder {out} cannot be made: {exc.strerror}") from exc
+    if not os.access(out, os.W_OK):
+        raise BadInput(f"output folder {out} is not writable")
