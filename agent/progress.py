@@ -87,7 +87,7 @@ def announcement_lines(announced: Announcement) -> list[str]:
 def event_line(event: Event) -> str | None:
     """An event as one line; None where it needs none."""
     if isinstance(event, Settled):
-        count = "confirm" if event.confirming else f"{event.spent.evals:>4}   "
+        count = "confirm" if event.confirming else f"{event.spent.evals:>5}  "
         return f"{count} {render.verdict_words(event.judgement)}  {render.label(event.candidate)}" + (
             "  (from the archive)" if event.reused else ""
         )
@@ -155,9 +155,14 @@ def panel(board: Board, wall_seconds: float) -> RenderableType:
     words = f"{board.stage} · {wall_seconds:.0f} s" + (f" · about {eta:.0f} s of search left" if eta else "")
     parts: list[RenderableType] = [_bars(board)]
     if board.best is not None:
-        parts.append(Text(f"best  {render.verdict_words(board.best.judgement)}  {render.label(board.best.candidate)}"))
-    parts += [Text(f"      {line}", style="dim") for event in board.last if (line := event_line(event))]
-    return Group(*parts, Text(words, style="cyan"))
+        best = board.best
+        parts.append(_line(f"best    {render.verdict_words(best.judgement)}  {render.label(best.candidate)}"))
+    parts += [_line(line, "dim") for event in board.last if (line := event_line(event))]
+    return Group(*parts, _line(words, "cyan"))
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _bars(board: Board) -> Table:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NAMED = ("eager", "compile", "library")
 """The baselines every leaderboard shows."""
+WIDE = 130
+"""Columns from which on a leaderboard says who proposed and when."""
 ID_LENGTH = 10
 LOG_LINES = 12
 
@@ -42,7 +44,7 @@ def label(candidate: Candidate) -> str:
 
 def times(interval: Interval | None) -> str:
     """A speedup with its confidence interval."""
-    return f"{interval.ratio:.2f}× ({interval.low:.2f}–{interval.high:.2f})" if interval else "–"
+    return f"{interval.ratio:.2f} ({interval.low:.3g}–{interval.high:.3g})" if interval else "–"
 
 
 def milliseconds(ms: float) -> str:
@@ -88,38 +90,39 @@ def first_line(text: str) -> str:
 # ---------------------------------------------------------------- leaderboard
 
 
-def leaderboard(rows: Sequence[Row], limit: int | None = None) -> RenderableType:
-    """One table for each task, target and device; rows come best first."""
+def leaderboard(rows: Sequence[Row], width: int, limit: int | None = None) -> RenderableType:
+    """One table for each task, target and device; rows come best first. `width` is the console's, in columns."""
     if not rows:
         return Text("nothing has passed yet")
     boards = groupby(rows, key=lambda row: (row.task, row.target, row.device))
-    return Group(*(_board(key, list(board), limit) for key, board in boards))
+    return Group(*(_board(key, list(board), limit, width >= WIDE) for key, board in boards))
 
 
-def _board(key: tuple[str, str, str], rows: Sequence[Row], limit: int | None) -> Table:
-    task, target, device = key
+def _board(key: tuple[str, str, str], rows: Sequence[Row], limit: int | None, wide: bool) -> Table:
     shown = rows[:limit]
     more = f", best {len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
-    table = Table(
-        title=f"{task} · {target} · {device}{more}", title_justify="left", header_style="bold", box=SIMPLE_HEAD
-    )
-    for name in ("#", "ms", "vs eager", "vs compile", "vs library", "roof", "depth"):
-        table.add_column(name, justify="right", no_wrap=not name.startswith("vs"))
-    for name in ("candidate", "what", "by"):
-        table.add_column(name, overflow="fold")
-    table.add_column("when (UTC)", no_wrap=True)
-    for place, row in enumerate(shown, start=1):
-        table.add_row(*_cells(place, row), style="bold" if row.confirmed else "")
-    table.caption = "geometric mean over workloads, 95 % interval; bold: measured again on fresh data"
+    table = Table(title=f"{' · '.join(key)}{more}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False
+    table.caption = "× geometric mean over workloads (95 % interval); ✓ measured again on fresh data"
     table.caption_justify = "left"
+    numbers = {"#": 4, "ms": 5, **{f"× {name}": 16 for name in NAMED}, "roof": 5, "depth": 5}
+    for name, least in numbers.items():
+        table.add_column(name, justify="right", no_wrap=True, min_width=least)
+    for name in ("candidate", *(("by", "when (UTC)") if wide else ())):
+        table.add_column(name, no_wrap=True, min_width=ID_LENGTH)
+    table.add_column("what", no_wrap=True)
+    for place, row in enumerate(shown, start=1):
+        table.add_row(*_cells(place, row, wide))
     return table
 
 
-def _cells(place: int, row: Row) -> Iterator[str]:
-    yield from (str(place), milliseconds(row.latency_ms))
+def _cells(place: int, row: Row, wide: bool) -> Iterator[str]:
+    yield from (f"{place} ✓" if row.confirmed else f"{place}  ", milliseconds(row.latency_ms))
     yield from (times(row.speedup.get(name)) for name in NAMED)
     yield from (percent(row.roofline_share), str(row.depth), short(row.candidate))
-    yield from (row.note, row.proposer, row.judged_at[:16].replace("T", " "))
+    if wide:
+        yield from (row.proposer, row.judged_at[:16].replace("T", " "))
+    yield row.note
 
 
 # ---------------------------------------------------------------- one candidate
@@ -180,7 +183,7 @@ def timings(measured: Iterable[Timing]) -> Table:
 # ---------------------------------------------------------------- runs, differences, builds, machines
 
 
-def outcome(outcome: Outcome) -> RenderableType:
+def outcome(outcome: Outcome, width: int) -> RenderableType:
     """The last lines of a run."""
     verdicts = ", ".join(f"{count} {status}" for status, count in outcome.verdicts.items())
     lines = [f"run {outcome.run} {outcome.status}: {outcome.evals} judged ({verdicts}) in {outcome.seconds:.0f} s"]
@@ -188,7 +191,7 @@ def outcome(outcome: Outcome) -> RenderableType:
     if outcome.composed:
         lines.append(f"composed extension: {outcome.composed}")
         lines.append(f"  {'ok' if outcome.ok else 'NOT OK'}: {outcome.message}")
-    return Group(leaderboard(outcome.leaderboard, limit=20), Text("\n".join(lines)))
+    return Group(leaderboard(outcome.leaderboard, width, limit=20), Text("\n".join(lines)))
 
 
 def _winner(workload: str, winner: str, board: Sequence[Row]) -> str:

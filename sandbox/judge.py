@@ -60,11 +60,15 @@ class Judge:
         # Never seeded from the outside: what a run can replay, a candidate could have known.
         self.rng = random.Random(secrets.randbits(128))
         self.room: Courtroom | None = None
+        self.spare: AbstractContextManager[Worker] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.spare is not None:
+            self.spare.__exit__(None, None, None)
+            self.spare = None
         if self.room is not None:
             self.room.__exit__()
             self.room = None
@@ -118,6 +122,15 @@ class Judge:
             versions=room.versions | self.toolchain.versions(),
         )
 
+    def _trial(self, room: Courtroom, build: Build, worker: Worker) -> Trial:
+        return Trial(room, build, worker.peer, self.device, self.rng, self.call_timeout_s)
+
+    def _worker(self, room: Courtroom) -> AbstractContextManager[Worker]:
+        """A worker that nobody has used; on cuda, where a context takes seconds, the next one starts meanwhile."""
+        worker = self.spare or self.worker(self.device, _memory_bytes(room))
+        self.spare = self.worker(self.device, _memory_bytes(room)) if self.device.target == "cuda" else None
+        return worker
+
     def build(self, task: Task, candidate: Candidate) -> Build:
         """Compile every specialisation the task's workloads need; Rejected with BuildFailed where one does not."""
         try:
@@ -138,8 +151,7 @@ class Judge:
         return Build(plan, tunables, artifacts)
 
     def _try(self, room: Courtroom, build: Build, evidence: Evidence, rounds: int, confirmed: bool) -> Verdict:
-        with self.worker(self.device, _memory_bytes(room)) as worker:
-            trial = Trial(room, build, worker.peer, self.device, self.rng, self.call_timeout_s)
+        with self._worker(room) as worker, self._trial(room, build, worker) as trial:
             checks = []
             for workload in sorted((*room.task.workloads, *room.task.held_out), key=room.set_bytes):
                 trial.bind(workload, sets=1)

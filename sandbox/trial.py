@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sandbox import statistics
 from sandbox.contract import (
@@ -69,7 +69,22 @@ class Trial:
         self.room, self.task, self.build = room, room.task, build
         self.peer, self.device, self.rng, self.call_timeout_s = peer, device, rng, call_timeout_s
         self.workspace_bytes = 0
+        # Of this trial alone: what a candidate wrote must not meet the next one.
+        self.dump = wire.memory_file("dump", self._dump_bytes())
         self._loaded: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.dump)
+
+    def _dump_bytes(self) -> int:
+        """Of the largest workload."""
+        return max(
+            dump_offsets([*(nbytes(t, w) for t in self.task.tensors), self._resolved(w).workspace_bytes])[1]
+            for w in (*self.task.workloads, *self.task.held_out)
+        )
 
     # ------------------------------------------------------------ talking to the worker
 
@@ -129,16 +144,8 @@ class Trial:
 
     def compare(self, drawn: Drawn, index: int = 0) -> Check:
         """Compare the buffers of a set with what `drawn` must have become; Rejected where they differ."""
-        sizes = [nbytes(tensor, drawn.workload) for tensor in self.task.tensors]
-        total = dump_offsets(sizes + [self.workspace_bytes] * bool(self.workspace_bytes))[1]
-        descriptor = wire.memory_file("dump", total)
-        try:
-            self._ask(drawn.workload, "read", _COPY_TIMEOUT_S, descriptor, set=index)
-            seen = self.room.ask(
-                "compare", descriptors=[descriptor], slot=drawn.slot, workspace_bytes=self.workspace_bytes
-            )
-        finally:
-            os.close(descriptor)
+        self._ask(drawn.workload, "read", _COPY_TIMEOUT_S, self.dump, set=index)
+        seen = self.room.ask("compare", descriptors=[self.dump], slot=drawn.slot, workspace_bytes=self.workspace_bytes)
         return self._verdict_of(drawn, seen)
 
     def _verdict_of(self, drawn: Drawn, seen: dict[str, Any]) -> Check:

@@ -29,7 +29,7 @@ def leaderboard(
     if as_json:
         print_json([row.model_dump(mode="json") for row in found])
     else:
-        out.print(render.leaderboard(found, limit))
+        out.print(render.leaderboard(found, out.width, limit))
 
 
 def show(

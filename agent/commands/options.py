@@ -23,7 +23,7 @@ Exit codes: 0 done · 1 nothing passed, or a kernel did not build · 2 bad input
 be resumed · 130 interrupted, the run can be resumed."""
 
 # A pipe or a file has no width of its own; tables should not be squeezed into 80 columns there.
-PIPE_WIDTH = None if sys.stdout.isatty() else 150
+PIPE_WIDTH = None if sys.stdout.isatty() else 170
 
 out = Console(highlight=False, markup=False, emoji=False, width=PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)

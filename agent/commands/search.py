@@ -93,7 +93,7 @@ def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
     if as_json:
         print_json(outcome.model_dump(mode="json"))
     else:
-        out.print(render.outcome(outcome))
+        out.print(render.outcome(outcome, out.width))
     if outcome.status == "drained":
         _interrupted(outcome.run, archive)
     if not outcome.leaderboard:

@@ -28,6 +28,7 @@ class Session:
         self.calls: list[Any] = []
         self.workspace: Any = None
         self.cursor = 0
+        self.dump: Any = None
 
     def load(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Load one specialisation from the memory file passed along."""
@@ -76,11 +77,13 @@ class Session:
         return {"events_ms": self.device.time(calls, request["flush"])}
 
     def read(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Copy every buffer of a set, guards included, into the memory file; the workspace last."""
-        image = wire.mapped(descriptors[0], writable=True)
+        """Copy every buffer of a set and the workspace, guards included, into the memory file of the first request."""
+        if self.dump is None:
+            self.dump = wire.mapped(descriptors[0], writable=True)
+            self.device.pin(_address(self.dump), len(self.dump))
         buffers = self.sets[request["set"]] + ([self.workspace] if self.workspace else [])
         starts, _ = dump_offsets([buffer[2] for buffer in buffers])
-        address = _address(image)
+        address = _address(self.dump)
         for buffer, start in zip(buffers, starts, strict=True):
             self.device.dump(buffer, address + start - GUARD_BYTES)
         return {}

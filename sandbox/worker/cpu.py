@@ -51,6 +51,9 @@ class Cpu:
         """Copy guard, data, guard to host memory at `target`."""
         ctypes.memmove(target, buffer[1] - GUARD_BYTES, buffer[2] + 2 * GUARD_BYTES)
 
+    def pin(self, address: int, size: int) -> None:
+        """Host memory is as near as it gets."""
+
     def prepare(
         self, key: str, pointers: list[int], scalars: list[list[Any]], plan: dict[str, Any], workspace: Buffer | None
     ) -> Any:

@@ -16,8 +16,11 @@
 // launch combine: grid(B*H) block(4*D)
 // workspace: 256 + B*H*max(cdiv(L, CHUNK), min(cdiv(L, 64), cdiv(4*sm_count, B*Hkv*cdiv(H//Hkv, GROUP))))*(D + 2)*4
 // static: H Hkv D
-#include <cuda_fp16.h>
+#if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
+#else
+#include <cuda_fp16.h>
+#endif
 
 #ifndef CHUNK
 #define CHUNK 512   // tune: 128 256 512 1024
@@ -48,8 +51,21 @@ static constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(sizeof(scalar_t) == 2, "two-byte elements only");
 static_assert(WIDTH >= 32 && WIDTH <= 256 && power_of_two(WIDTH) == WIDTH, "D must be 32, 64, 128 or 256");
 
-static __device__ __forceinline__ uint4 load(const scalar_t* source) {
-    return __ldcs(reinterpret_cast<const uint4*>(source));
+// 16 bytes that are read once, or zeros: predicated rather than branched around, so that all loads leave together.
+static __device__ __forceinline__ uint4 load(const scalar_t* source, bool exists = true) {
+    uint4 value;
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+        " @p ld.global.cs.v4.b32 {%0,%1,%2,%3}, [%4]; }"
+        : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
+        : "l"(source), "r"(int(exists)));
+    return value;
+}
+
+static __device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 // Eight elements in fp32.
@@ -76,8 +92,7 @@ struct Rows {
 
     // 16 bytes of row j; zeros past the last: those rows are another block's, or unwritten and possibly NaN.
     __device__ __forceinline__ uint4 at(int j, int lane) const {
-        if (j > last) return make_uint4(0, 0, 0, 0);
-        return load((j == position ? fresh : cache + int64_t(j) * WIDTH) + lane * 8);
+        return load((j == position ? fresh : cache + int64_t(j) * WIDTH) + lane * 8, j <= last);
     }
 };
 
@@ -110,7 +125,7 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
        float scale, void* workspace) {
     constexpr int REPEAT = LANES / SCORES;   // lanes that hold the same score
     const int splits = gridDim.y, split = blockIdx.y;
-    const int chunk = (int((L + splits - 1) / splits) + STEP - 1) / STEP * STEP;
+    const int chunk = ((int(L) + splits - 1) / splits + STEP - 1) / STEP * STEP;
     if (blockIdx.x == 0 && split == 0 && threadIdx.x == 0) *static_cast<int2*>(workspace) = make_int2(chunk, splits);
 
     const int kv_row = blockIdx.x / BLOCKS;   // b*Hkv + key/value head
@@ -138,7 +153,7 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
         const bool exists = first_head + h < SHARING;
-        unpack(exists ? load(q + (query_row + h) * WIDTH + lane * 8) : make_uint4(0, 0, 0, 0), query[h]);
+        unpack(load(q + (query_row + h) * WIDTH + lane * 8, exists), query[h]);
 #pragma unroll
         for (int e = 0; e < 8; ++e) query[h][e] *= scale * LOG2_E;
     }
@@ -178,7 +193,7 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
         for (int offset = UNROLL * REPEAT / 2; offset >= REPEAT; offset /= 2)
             maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, offset));
         maximum = fmaxf(maximum, highest);
-        const float shrink = exp2f(highest - maximum), weight = exp2f(mine - maximum);
+        const float shrink = fast_exp2(highest - maximum), weight = fast_exp2(mine - maximum);
         highest = maximum;
         total = total * shrink + weight;
 
@@ -205,34 +220,36 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
         total += __shfl_xor_sync(~0u, total, offset);
 
     // Merge the block's teams.
-    __shared__ float team_highest[TEAMS][HEADS], team_total[TEAMS][HEADS], team_sum[TEAMS][WIDTH];
+    __shared__ float team_highest[TEAMS][HEADS], team_total[TEAMS][HEADS];
+    __shared__ __align__(16) float team_sum[TEAMS][HEADS][WIDTH];
     if (lane % (UNROLL * REPEAT) == 0) {
         team_highest[team][own / UNROLL] = highest;
         team_total[team][own / UNROLL] = total;
     }
-    float2* stats = reinterpret_cast<float2*>(static_cast<char*>(workspace) + 256);
-    float* sums = reinterpret_cast<float*>(stats + B * H * splits);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
-        __syncthreads();   // statistics written; sums of the head before read
-        float block_highest = LOWEST, block_total = 0.0f;
+        float4* to = reinterpret_cast<float4*>(&team_sum[team][h][lane * 8]);
+        to[0] = make_float4(sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+        to[1] = make_float4(sum[h][4], sum[h][5], sum[h][6], sum[h][7]);
+    }
+    __syncthreads();
+    float2* stats = reinterpret_cast<float2*>(static_cast<char*>(workspace) + 256);
+    float* sums = reinterpret_cast<float*>(stats + B * H * splits);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < least(HEADS, SHARING - first_head) * WIDTH; i += 32 * WARPS) {
+        const int h = i / WIDTH, d = i % WIDTH;
+        float block_highest = LOWEST, block_total = 0.0f, merged = 0.0f;
 #pragma unroll 1
         for (int t = 0; t < TEAMS; ++t) block_highest = fmaxf(block_highest, team_highest[t][h]);
-#pragma unroll 1
-        for (int t = 0; t < TEAMS; ++t) block_total += team_total[t][h] * exp2f(team_highest[t][h] - block_highest);
-        const float shrink = exp2f(team_highest[team][h] - block_highest);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) team_sum[team][lane * 8 + e] = sum[h][e] * shrink;
-        __syncthreads();
-        if (first_head + h >= SHARING) continue;
-        const int64_t slot = (query_row + h) * splits + split;
-        if (threadIdx.x == 0) stats[slot] = make_float2(block_highest, block_total);
-        for (int d = threadIdx.x; d < WIDTH; d += 32 * WARPS) {
-            float merged = 0.0f;
-#pragma unroll 4
-            for (int t = 0; t < TEAMS; ++t) merged += team_sum[t][d];
-            sums[slot * WIDTH + d] = merged;
+#pragma unroll 2
+        for (int t = 0; t < TEAMS; ++t) {
+            const float shrink = fast_exp2(team_highest[t][h] - block_highest);
+            block_total += team_total[t][h] * shrink;
+            merged += team_sum[t][h][d] * shrink;
         }
+        const int64_t slot = (query_row + h) * splits + split;
+        if (d == 0) stats[slot] = make_float2(block_highest, block_total);
+        sums[slot * WIDTH + d] = merged;
     }
 }
 
@@ -250,14 +267,15 @@ combine(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, 
 
     // Every warp finds the same maximum for itself.
     float highest = LOWEST;
+#pragma unroll 2
     for (int s = threadIdx.x % 32; s < filled; s += 32) highest = fmaxf(highest, stats[s].x);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
 
     float total = 0.0f, sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 2
     for (int s = part; s < filled; s += 4) {
-        const float weight = exp2f(stats[s].x - highest);
+        const float weight = fast_exp2(stats[s].x - highest);
         total += weight * stats[s].y;
         sum += weight * sums[int64_t(s) * WIDTH];
     }

@@ -1,23 +1,23 @@
-// 2: tensor cores. Many tokens: mma.sync on tiles that cp.async brings in STAGES deep and ldmatrix reads through a
-// swizzle; gate and up share a block, so that silu(g) * u happens in registers. Where `down` has too few tiles for the
-// GPU, its sum is split over blocks and a third launch adds the parts up.
-// Few tokens (up to 16): reading the weights once is all that counts, so they go straight from memory to registers,
-// 16 bytes per load, and enter mma.sync as the left operand: 16 outputs by 8 tokens wastes little where 16 tokens
-// by 8 outputs would waste much.
+// 2: tensor cores: mma.sync on tiles that cp.async brings in STAGES deep and ldmatrix reads through a swizzle; gate and
+// up share a block, so that silu(g) * u happens in registers. Where `down` has too few tiles for the GPU, its sum is
+// split over blocks and a second kernel adds the parts up. One kernel is both products, which would otherwise cost twice
+// the time to compile: it is the first when its block is a row of threads, the second when it is a rectangle.
 //
-// Needs K % 8 == 0 and N % 8 == 0 and 16-bit elements; any M. Meant to win over 1 everywhere. On Hopper mma.sync
-// cannot reach the peak that wgmma has, so many tokens still lose to a good library there.
+// Needs K % 8 == 0 and N % 8 == 0 and 16-bit elements; any M. Wins over 1 everywhere; for few tokens most of each
+// tile is empty, and 3 wins. On Hopper mma.sync cannot reach the peak that wgmma has, so many tokens still lose to a
+// good library there.
 //
 // Scratch memory: the number of parts (256 bytes), h [M, N] as scalar_t, then the parts [parts, M, K] as float.
 //
-// launch gate_up_few: grid(cdiv(N, 16)) block(32*FEW_WARPS) when(M <= 16)
-// launch down_few:    grid(cdiv(K, 32)) block(32*FEW_WARPS) when(M <= 16)
-// launch gate_up: grid(cdiv(M, BM), cdiv(2*N, BN)) block(32*WARPS_M*WARPS_N) smem(STAGES*(BM + BN)*BK*itemsize) when(M > 16)
-// launch down: grid(cdiv(M, BM), cdiv(K, BN), max(1, min(8, 2*sm_count//(cdiv(M, BM)*cdiv(K, BN))))) block(32*WARPS_M*WARPS_N) smem(STAGES*(BM + BN)*BK*itemsize) when(M > 16)
-// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(M > 16 and 2*sm_count//(cdiv(M, BM)*cdiv(K, BN)) > 1)
-// workspace: 256 + M*N*itemsize + (M > 16)*8*M*K*4*(2*sm_count//(cdiv(M, BM)*cdiv(K, BN)) > 1)
-#include <cuda_fp16.h>
+// launch product: grid(cdiv(M, BM), cdiv(2*N, BN)) block(32*WARPS_M*WARPS_N) smem(max(STAGES*(BM + BN)*BK*itemsize, BM*BN*4))
+// launch product: grid(cdiv(M, BM), cdiv(K, BN), max(1, min(8, 2*sm_count//(cdiv(M, BM)*cdiv(K, BN))))) block(32, WARPS_M*WARPS_N) smem(max(STAGES*(BM + BN)*BK*itemsize, BM*BN*4))
+// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(2*sm_count//(cdiv(M, BM)*cdiv(K, BN)) > 1)
+// workspace: 256 + M*N*itemsize + 8*M*K*4*(2*sm_count//(cdiv(M, BM)*cdiv(K, BN)) > 1)
+#if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
+#else
+#include <cuda_fp16.h>
+#endif
 
 #ifndef BM
 #define BM 128      // tune: 64 128 256
@@ -37,14 +37,11 @@
 #ifndef WARPS_N
 #define WARPS_N 2   // tune: 1 2 4
 #endif
-#ifndef FEW_WARPS
-#define FEW_WARPS 8 // tune: 4 8 16
-#endif
 // A warp's accumulators must fit its registers, and its tile must be worth its loads.
 // tune-if: BM*BN <= 4096*WARPS_M*WARPS_N
 // tune-if: BM*BN >= 1024*WARPS_M*WARPS_N
 // tune-if: BM >= 32*WARPS_M and BN >= 32*WARPS_N and WARPS_M*WARPS_N >= 4
-// tune-if: STAGES*(BM + BN)*BK*2 <= smem_optin
+// tune-if: max(STAGES*(BM + BN)*BK*2, BM*BN*4) <= smem_optin
 
 static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 static constexpr int CHUNKS = BK / 8;                          // of 16 bytes, per row of a tile
@@ -89,7 +86,11 @@ static __device__ __forceinline__ void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-static __device__ __forceinline__ float gated(float g, float u) { return g / (1.0f + __expf(-g)) * u; }
+static __device__ __forceinline__ void store_shared(uint32_t target, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(target), "f"(x), "f"(y) : "memory");
+}
+
+static __device__ __forceinline__ float gated(float g, float u) { return __fdividef(g, 1.0f + __expf(-g)) * u; }
 
 static __device__ __forceinline__ uint32_t packed(float low, float high) {
 #if DTYPE_BFLOAT16
@@ -108,57 +109,38 @@ static __device__ __forceinline__ float* parts(void* workspace, int64_t M, int64
     return reinterpret_cast<float*>(hidden(workspace) + M * N);
 }
 
-// ---------------------------------------------------------------- many tokens
+// ---------------------------------------------------------------- a product
 
 // A tile row is BK elements; its 16-byte chunks are permuted so that the 8 rows that one ldmatrix reads at one depth
-// fall into different banks.
-static __device__ __forceinline__ int swizzled(int row, int chunk) {
-    return row * BK + (chunk ^ (row / (8 / CHUNKS) % CHUNKS)) * 8;
+// fall into different banks. The permutation repeats every 8 rows.
+static __device__ __forceinline__ int permuted(int row, int chunk) { return chunk ^ (row / (8 / CHUNKS) % CHUNKS); }
+
+// This thread's pieces of ROWS rows of a tile, from `source` on; those from `valid` on do not exist.
+template <int ROWS>
+static __device__ __forceinline__ void fetch(uint32_t target, const scalar_t* source, int64_t depth, int valid,
+                                             const scalar_t* readable) {
+    constexpr int STEP = THREADS / CHUNKS;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP)
+        if (ROWS % STEP == 0 || i + (threadIdx.y * 32 + threadIdx.x) / CHUNKS < ROWS)
+            copy_async(target + i * BK * 2, i < valid ? source + i * depth : readable, i < valid);
 }
 
-// The right operand of a block: BN rows of weights. Rows of the lower half come from `low`, those of the upper half
-// from `high`, and every warp takes as many of one as of the other: for gate_up these are gate and up.
-struct Weights {
-    const scalar_t* low;
-    const scalar_t* high;
-    int64_t low_rows, high_rows;   // valid ones, may be negative
-};
-
-static __device__ __forceinline__ void fetch(uint32_t stage, const scalar_t* left, int64_t left_rows,
-                                             const Weights& right, int64_t depth, int64_t k, int64_t k_end) {
-#pragma unroll
-    for (int i = 0; i < BM * CHUNKS / THREADS; ++i) {
-        const int row = (threadIdx.x + i * THREADS) / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        const bool inside = row < left_rows && k + chunk * 8 < k_end;
-        copy_async(stage + swizzled(row, chunk) * 2, inside ? left + row * depth + k + chunk * 8 : left, inside);
-    }
-#pragma unroll
-    for (int i = 0; i < BN * CHUNKS / THREADS; ++i) {
-        const int row = (threadIdx.x + i * THREADS) / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        const bool upper = row >= BN / 2;
-        const int own = upper ? row - BN / 2 : row;
-        const scalar_t* source = upper ? right.high : right.low;
-        const bool inside = own < (upper ? right.high_rows : right.low_rows) && k + chunk * 8 < k_end;
-        copy_async(stage + (BM * BK + swizzled(row, chunk)) * 2,
-                   inside ? source + own * depth + k + chunk * 8 : left, inside);
-    }
-}
-
-// One stage: sum += left[BM, BK] · right[BN, BK]ᵀ, this warp's part of it.
-static __device__ __forceinline__ void multiply_stage(float (&sum)[M_TILES][N_TILES][4], uint32_t stage) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int m0 = warp / WARPS_N * (BM / WARPS_M), n0 = warp % WARPS_N * (BN / WARPS_N / 2);
+// One stage: sum += left[BM, BK] · right[BN, BK]ᵀ, this warp's part of it; the addresses are this lane's of ldmatrix.
+static __device__ __forceinline__ void multiply_stage(float (&sum)[M_TILES][N_TILES][4], uint32_t left,
+                                                      uint32_t right) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < BK / 16; ++k) {
         uint32_t a[M_TILES][4], b[N_TILES / 2][4];
+        const uint32_t a_at = left + permuted(lane, k * 2 + lane / 16) * 16;
+        const uint32_t b_at = right + permuted(lane, k * 2 + lane / 8 % 2) * 16;
 #pragma unroll
-        for (int i = 0; i < M_TILES; ++i)
-            ldmatrix(a[i], stage + swizzled(m0 + i * 16 + lane % 16, k * 2 + lane / 16) * 2);
+        for (int i = 0; i < M_TILES; ++i) ldmatrix(a[i], a_at + i * 16 * BK * 2);
 #pragma unroll
         for (int j = 0; j < N_TILES / 2; ++j) {
             const int half = j / (N_TILES / 4), within = j % (N_TILES / 4);
-            const int row = half * (BN / 2) + n0 + within * 16 + lane / 16 * 8 + lane % 8;
-            ldmatrix(b[j], stage + (BM * BK + swizzled(row, k * 2 + lane / 8 % 2)) * 2);
+            ldmatrix(b[j], b_at + (half * (BN / 2) + within * 16) * BK * 2);
         }
 #pragma unroll
         for (int i = 0; i < M_TILES; ++i)
@@ -167,86 +149,107 @@ static __device__ __forceinline__ void multiply_stage(float (&sum)[M_TILES][N_TI
     }
 }
 
-static __device__ __forceinline__ void multiply(float (&sum)[M_TILES][N_TILES][4], const scalar_t* left,
-                                                int64_t left_rows, const Weights& right, int64_t depth,
-                                                int64_t k_begin, int64_t k_end) {
+static __device__ __forceinline__ void load_group(float (&value)[8], const float* source) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const float4 four = reinterpret_cast<const float4*>(source)[h];
+        value[4 * h] = four.x, value[4 * h + 1] = four.y, value[4 * h + 2] = four.z, value[4 * h + 3] = four.w;
+    }
+}
+
+// The lower half of a tile's columns comes from one range of weight rows, the upper from another, and every warp takes as
+// many of one as of the other: of gate and of up in the first product, neighbours in the second. Numbers of rows and
+// columns count from the tile on: they may exceed it, or be negative.
+extern "C" __global__ void __launch_bounds__(THREADS)
+product(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
+        int64_t M, int64_t K, int64_t N, void* workspace) {
     extern __shared__ __align__(128) unsigned char dynamic_smem[];
     const uint32_t smem = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem));
-    const int steps = int((k_end - k_begin + BK - 1) / BK);
+    const int thread = threadIdx.y * 32 + threadIdx.x, lane = thread % 32;
+    const int warp_m = thread / 32 / WARPS_N, warp_n = thread / 32 % WARPS_N;
+
+    const bool gating = blockDim.y == 1;
+    const int64_t m0 = int64_t(blockIdx.x) * BM, n0 = int64_t(blockIdx.y) * (gating ? BN / 2 : BN);
+    const int64_t depth = gating ? K : N, pitch = gating ? N : K;   // of the operands; of the result
+    const scalar_t* left = (gating ? x : hidden(workspace)) + m0 * depth;
+    const scalar_t* low = (gating ? gate : down_weight) + n0 * depth;
+    const scalar_t* high = gating ? up + n0 * depth : low + BN / 2 * depth;
+    const int rows = int(M - m0), columns = int(pitch - n0), high_columns = gating ? columns : columns - BN / 2;
+    const unsigned per_part = BK * gridDim.z;
+    const int part_depth = (unsigned(depth) + per_part - 1) / per_part * BK;
+    const int k_begin = min(int(depth), int(blockIdx.z) * part_depth), length = min(int(depth) - k_begin, part_depth);
+
+    // A thread fetches chunk `chunk` of every (THREADS / CHUNKS)th row, and the permutation is the same in all of them.
+    const int row = thread / CHUNKS, chunk = thread % CHUNKS;
+    const uint32_t target = smem + (row * BK + permuted(row, chunk) * 8) * 2;
+    const int64_t offset = row * depth + k_begin + chunk * 8;
+    const uint32_t left_at = smem + (warp_m * (BM / WARPS_M) + lane % 16) * BK * 2;
+    const uint32_t right_at = smem + (BM + warp_n * (BN / WARPS_N / 2) + lane / 16 * 8 + lane % 8) * BK * 2;
+
+    float sum[M_TILES][N_TILES][4] = {};
+    const int steps = (length + BK - 1) / BK;
+    uint32_t reading = 0, writing = 0;
+    // Fetches run STAGES - 1 steps ahead; the steps before 0 only fetch.
 #pragma unroll 1
-    for (int s = 0; s < STAGES - 1; ++s) {
-        if (s < steps) fetch(smem + s * STAGE * 2, left, left_rows, right, depth, k_begin + s * BK, k_end);
-        commit();
-    }
-    int reading = 0, writing = STAGES - 1;
-    for (int step = 0; step < steps; ++step) {
-        wait<STAGES - 2>();
-        __syncthreads();   // this stage has landed for all, and all have left the one that is fetched next
-        if (step + STAGES - 1 < steps)
-            fetch(smem + writing * STAGE * 2, left, left_rows, right, depth, k_begin + (step + STAGES - 1) * BK, k_end);
-        commit();   // an empty group keeps the count
-        multiply_stage(sum, smem + reading * STAGE * 2);
-        reading = reading + 1 == STAGES ? 0 : reading + 1;
-        writing = writing + 1 == STAGES ? 0 : writing + 1;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-gate_up(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
-        int64_t M, int64_t K, int64_t N, void* workspace) {
-    const int64_t m0 = int64_t(blockIdx.x) * BM, n0 = int64_t(blockIdx.y) * (BN / 2);
-    const Weights weights = {gate + n0 * K, up + n0 * K, N - n0, N - n0};
-    float sum[M_TILES][N_TILES][4] = {};
-    multiply(sum, x + m0 * K, M - m0, weights, K, 0, K);
-
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t row0 = m0 + warp / WARPS_N * (BM / WARPS_M) + lane / 4;
-    const int64_t column0 = n0 + warp % WARPS_N * (BN / WARPS_N / 2) + lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < M_TILES * 2; ++i) {   // an accumulator holds two columns of a row and two of the row 8 below
-        const int64_t row = row0 + i * 8;
-        if (row >= M) break;
-        scalar_t* h = hidden(workspace) + row * N + column0;
-#pragma unroll
-        for (int j = 0; j < N_TILES / 2; ++j) {
-            const float* g = sum[i / 2][j] + i % 2 * 2;
-            const float* u = sum[i / 2][j + N_TILES / 2] + i % 2 * 2;
-            if (column0 + j * 8 < N)
-                *reinterpret_cast<uint32_t*>(h + j * 8) = packed(gated(g[0], u[0]), gated(g[1], u[1]));
+    for (int step = 1 - STAGES; step < steps; ++step) {
+        if (step >= 0) {
+            wait<STAGES - 2>();
+            __syncthreads();   // this stage has landed for all, and all have left the one that is fetched next
         }
+        const int ahead = (step + STAGES - 1) * BK;
+        if (ahead < length) {
+            const bool inside = ahead + chunk * 8 < length;
+            fetch<BM>(target + writing, left + offset + ahead, depth, inside ? rows - row : 0, left);
+            fetch<BN / 2>(target + writing + BM * BK * 2, low + offset + ahead, depth, inside ? columns - row : 0, left);
+            fetch<BN / 2>(target + writing + (BM + BN / 2) * BK * 2, high + offset + ahead, depth,
+                          inside ? high_columns - row : 0, left);
+        }
+        commit();   // an empty group keeps the count
+        writing = writing == (STAGES - 1) * STAGE * 2 ? 0 : writing + STAGE * 2;
+        if (step < 0) continue;
+        multiply_stage(sum, left_at + reading, right_at + reading);
+        reading = reading == (STAGES - 1) * STAGE * 2 ? 0 : reading + STAGE * 2;
     }
-}
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-down(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
-     int64_t M, int64_t K, int64_t N, void* workspace) {
-    const int64_t m0 = int64_t(blockIdx.x) * BM, n0 = int64_t(blockIdx.y) * BN;
-    const scalar_t* low = down_weight + n0 * N;
-    const Weights weights = {low, low + BN / 2 * N, K - n0, K - n0 - BN / 2};
-    const int64_t depth = (N + BK * gridDim.z - 1) / (BK * gridDim.z) * BK;   // of a part
-    const int64_t k_begin = min(N, int64_t(blockIdx.z) * depth), k_end = min(N, k_begin + depth);
-    float sum[M_TILES][N_TILES][4] = {};
-    multiply(sum, hidden(workspace) + m0 * N, M - m0, weights, N, k_begin, k_end);
+    // The tile goes through shared memory: stores are whole 16-byte pieces then, and a loop, where from registers each
+    // accumulator would need its own code. Groups of 8 columns are permuted so that rows fall into different banks.
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < N_TILES; ++j) {
+        const int group = j / (N_TILES / 2) * (BN / 16) + warp_n * (N_TILES / 2) + j % (N_TILES / 2);
+        const int column = (group ^ lane / 4 % 4) * 8 + lane % 4 * 2;
+        const uint32_t to = smem + ((warp_m * (BM / WARPS_M) + lane / 4) * BN + column) * 4;
+#pragma unroll
+        for (int i = 0; i < M_TILES * 2; ++i)   // an accumulator holds two columns of a row and two of the row 8 below
+            store_shared(to + i * 8 * BN * 4, sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]);
+    }
+    __syncthreads();
 
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t row0 = m0 + warp / WARPS_N * (BM / WARPS_M) + lane / 4;
-    const int64_t column0 = n0 + warp % WARPS_N * (BN / WARPS_N / 2) + lane % 4 * 2;
-    if (blockIdx.x + blockIdx.y + blockIdx.z + threadIdx.x == 0) *static_cast<int*>(workspace) = gridDim.z;
+    const float* tile = reinterpret_cast<const float*>(dynamic_smem);
+    if (!gating && blockIdx.x + blockIdx.y + blockIdx.z + thread == 0) *static_cast<int*>(workspace) = gridDim.z;
+    scalar_t* result = gating ? hidden(workspace) : out;
+    const int groups = gating ? BN / 16 : BN / 8;   // of a row of the result
+#pragma unroll 1
+    for (int i = thread; i < BM * groups; i += THREADS) {
+        const int r = i / groups, group = i % groups;
+        if (r >= rows || group * 8 >= columns) continue;   // N % 8 == 0 and K % 8 == 0: a group is valid or is not
+        float value[8];
+        load_group(value, tile + r * BN + (group ^ r % 4) * 8);
+        const int64_t at = (m0 + r) * pitch + n0 + group * 8;
+        if (gating) {
+            float upper[8];
+            load_group(upper, tile + r * BN + (BN / 16 + group ^ r % 4) * 8);
 #pragma unroll
-    for (int i = 0; i < M_TILES * 2; ++i) {
-        const int64_t row = row0 + i * 8;
-        if (row >= M) break;
-        scalar_t* result = out + row * K + column0;
-        float* part = parts(workspace, M, N) + (blockIdx.z * M + row) * K + column0;
-#pragma unroll
-        for (int j = 0; j < N_TILES; ++j) {
-            const int offset = j % (N_TILES / 2) * 8 + j / (N_TILES / 2) * (BN / 2);
-            const float* value = sum[i / 2][j] + i % 2 * 2;
-            if (column0 + offset >= K) continue;
-            if (gridDim.z == 1)
-                *reinterpret_cast<uint32_t*>(result + offset) = packed(value[0], value[1]);
-            else
-                *reinterpret_cast<float2*>(part + offset) = make_float2(value[0], value[1]);
+            for (int e = 0; e < 8; ++e) value[e] = gated(value[e], upper[e]);
+        }
+        if (gridDim.z > 1) {
+            float4* part = reinterpret_cast<float4*>(parts(workspace, M, N) + blockIdx.z * M * pitch + at);
+            part[0] = make_float4(value[0], value[1], value[2], value[3]);
+            part[1] = make_float4(value[4], value[5], value[6], value[7]);
+        } else {
+            *reinterpret_cast<uint4*>(result + at) =
+                make_uint4(packed(value[0], value[1]), packed(value[2], value[3]), packed(value[4], value[5]),
+                           packed(value[6], value[7]));
         }
     }
 }
@@ -265,120 +268,4 @@ add_parts(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t
         sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
     }
     *reinterpret_cast<uint2*>(out + i) = make_uint2(packed(sum.x, sum.y), packed(sum.z, sum.w));
-}
-
-// ---------------------------------------------------------------- few tokens
-
-static constexpr int FEW_UNROLL = 4;    // loads of 32 elements of depth in flight, for each of four weight rows
-static constexpr int TOKEN_TILES = 2;   // of 8; where the second is empty its products are wasted, and cost no time
-
-// Weights are read once: they pass L1 by. Predicated rather than branched around, so that all loads leave before the
-// first is waited for.
-static __device__ __forceinline__ uint4 load_once(const scalar_t* source, bool inside) {
-    uint4 value;
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
-        " @p ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0,%1,%2,%3}, [%4]; }"
-        : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
-        : "l"(source), "r"(int(inside)));
-    return value;
-}
-
-static __device__ __forceinline__ uint4 load_shared(const scalar_t* source, bool inside) {
-    return inside ? __ldg(reinterpret_cast<const uint4*>(source)) : make_uint4(0, 0, 0, 0);
-}
-
-// sum[r][t] = 16 rows of weights `row[r]` times 8 tokens of tile t, over this warp's share of the depth.
-// mma wants, of every 16 of the depth, elements 2q, 2q+1, 2q+8 and 2q+9 in the lanes of quarter q; any order does as
-// long as both sides agree, so lane q takes elements 8q .. 8q+7 of 32 and spends them on two mma.
-static __device__ __forceinline__ void few_tokens(float (&sum)[2][TOKEN_TILES][4], const scalar_t* x, int tokens,
-                                                  const scalar_t* const (&weight)[2], const int (&rows)[2],
-                                                  int64_t depth) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, q = lane % 4;
-    const int64_t stride = 32 * FEW_UNROLL * FEW_WARPS;
-    for (int64_t base = warp * 32 * FEW_UNROLL + q * 8; base - q * 8 < depth; base += stride) {
-        uint4 low[2][FEW_UNROLL], high[2][FEW_UNROLL];
-#pragma unroll
-        for (int u = 0; u < FEW_UNROLL; ++u)
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                const int64_t k = base + u * 32;
-                low[m][u] = load_once(weight[m] + r * depth + k, k < depth && r < rows[m]);
-                high[m][u] = load_once(weight[m] + (r + 8) * depth + k, k < depth && r + 8 < rows[m]);
-            }
-#pragma unroll
-        for (int u = 0; u < FEW_UNROLL; ++u)
-#pragma unroll
-            for (int t = 0; t < TOKEN_TILES; ++t) {
-                const int64_t k = base + u * 32;
-                const int token = t * 8 + r;
-                const uint4 b = load_shared(x + token * depth + k, k < depth && token < tokens);
-#pragma unroll
-                for (int m = 0; m < 2; ++m) {
-                    const uint32_t first[4] = {low[m][u].x, high[m][u].x, low[m][u].y, high[m][u].y};
-                    const uint32_t second[4] = {low[m][u].z, high[m][u].z, low[m][u].w, high[m][u].w};
-                    mma(sum[m][t], first, b.x, b.y);
-                    mma(sum[m][t], second, b.z, b.w);
-                }
-            }
-    }
-}
-
-// Adds up the warps' shares; total[m][t][row][token] is then valid for all threads.
-static __device__ __forceinline__ const float* add_warps(const float (&sum)[2][TOKEN_TILES][4]) {
-    constexpr int COUNT = 2 * TOKEN_TILES * 128;
-    __shared__ float share[FEW_WARPS][COUNT];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int t = 0; t < TOKEN_TILES; ++t)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-                share[warp][((m * TOKEN_TILES + t) * 16 + lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] =
-                    sum[m][t][e];
-    __syncthreads();
-    for (int i = threadIdx.x; i < COUNT; i += 32 * FEW_WARPS) {
-        float total = share[0][i];
-#pragma unroll
-        for (int w = 1; w < FEW_WARPS; ++w) total += share[w][i];
-        share[0][i] = total;
-    }
-    __syncthreads();
-    return share[0];
-}
-
-extern "C" __global__ void __launch_bounds__(32 * FEW_WARPS)
-gate_up_few(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
-            int64_t M, int64_t K, int64_t N, void* workspace) {
-    const int tokens = int(M);
-    const int64_t n0 = int64_t(blockIdx.x) * 16;
-    const scalar_t* const weights[2] = {gate + n0 * K, up + n0 * K};
-    const int rows[2] = {int(min(int64_t(16), N - n0)), int(min(int64_t(16), N - n0))};
-    float sum[2][TOKEN_TILES][4] = {};
-    few_tokens(sum, x, tokens, weights, rows, K);
-    const float* total = add_warps(sum);
-    for (int i = threadIdx.x; i < TOKEN_TILES * 128; i += 32 * FEW_WARPS) {
-        const int row = i % 16, token = i / 16;
-        const int at = (token / 8 * 16 + row) * 8 + token % 8;
-        if (token < tokens && row < rows[0])
-            hidden(workspace)[token * N + n0 + row] = scalar_t(gated(total[at], total[TOKEN_TILES * 128 + at]));
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(32 * FEW_WARPS)
-down_few(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
-         int64_t M, int64_t K, int64_t N, void* workspace) {
-    const int tokens = int(M);
-    const int64_t n0 = int64_t(blockIdx.x) * 32;
-    const scalar_t* const weights[2] = {down_weight + n0 * N, down_weight + (n0 + 16) * N};
-    const int rows[2] = {int(min(int64_t(16), K - n0)), int(min(int64_t(16), K - n0 - 16))};
-    float sum[2][TOKEN_TILES][4] = {};
-    few_tokens(sum, hidden(workspace), tokens, weights, rows, N);
-    const float* total = add_warps(sum);
-    for (int i = threadIdx.x; i < TOKEN_TILES * 256; i += 32 * FEW_WARPS) {
-        const int row = i % 32, token = i / 32;
-        const int at = ((row / 16 * TOKEN_TILES + token / 8) * 16 + row % 16) * 8 + token % 8;
-        if (token < tokens && row % 16 < rows[row / 16]) out[token * K + n0 + row] = scalar_t(total[at]);
-    }
 }
