@@ -102,6 +102,9 @@ def event_line(event: Event) -> str | None:
 
 
 class Display(Protocol):
+    run: str | None
+    """Id of the run, once it is announced."""
+
     def announce(self, announced: Announcement) -> None: ...
 
     def report(self, event: Event) -> None: ...
@@ -114,8 +117,10 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.run: str | None = None
 
     def announce(self, announced: Announcement) -> None:
+        self.run = announced.run
         for line in announcement_lines(announced):
             self.say(line)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from archive import Archive
 
 EXIT_CODES = """\
-Exit codes: 0 done · 1 nothing passed, or a kernel did not build · 2 bad input · 3 this machine failed us, the run can
+Exit codes: 0 done · 1 nothing passed, or something did not build · 2 bad input · 3 this machine failed us, the run can
 be resumed · 130 interrupted, the run can be resumed."""
 
 # A pipe or a file has no width of its own; tables should not be squeezed into 80 columns there.

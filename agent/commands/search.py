@@ -58,11 +58,11 @@ def run(
         "seed": seed,
     }
     wanted = configuration.load(flags, config)
-    try:
-        with display(err) as shown:
+    with display(err) as shown:
+        try:
             outcome = session.start(wanted, shown.announce, shown.report, lambda: shown.say(DRAINING))
-    except KeyboardInterrupt:
-        _interrupted(None, wanted.archive)
+        except KeyboardInterrupt:
+            _interrupted(shown.run, wanted.archive)
     _finish(outcome, wanted.archive, as_json)
 
 
@@ -76,16 +76,16 @@ def resume(
     from agent.progress import display
 
     where = location(archive)
-    try:
-        with open_archive(where) as opened, display(err) as shown:
-            found = opened.run(run_id)
-            if found.status == "finished":
-                err.print(f"run {found.id} is finished: there is nothing to resume")
-                outcome = session.outcome(opened, found.id, "finished", str(found.config.get("proposer", "")), [])
-            else:
+    with open_archive(where) as opened, display(err) as shown:
+        found = opened.run(run_id)
+        if found.status == "finished":
+            shown.say(f"run {found.id} is finished: there is nothing to resume")
+            outcome = session.outcome(opened, found.id, "finished", str(found.config.get("proposer", "")), [])
+        else:
+            try:
                 outcome = session.resume(opened, found, shown.announce, shown.report, lambda: shown.say(DRAINING))
-    except KeyboardInterrupt:
-        _interrupted(run_id, where)
+            except KeyboardInterrupt:
+                _interrupted(found.id, where)
     _finish(outcome, where, as_json)
 
 
@@ -96,10 +96,11 @@ def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
         out.print(render.outcome(outcome, out.width))
     if outcome.status == "drained":
         _interrupted(outcome.run, archive)
-    if not outcome.leaderboard:
+    if not outcome.leaderboard or outcome.ok is False:
         raise typer.Exit(1)
 
 
 def _interrupted(run_id: str | None, archive: str) -> NoReturn:
-    err.print(f"resume with: warpsmith resume {run_id or 'RUN'} --archive {archive}", soft_wrap=True)
+    how = f"resume with: warpsmith resume {run_id} --archive {archive}" if run_id else "interrupted before a run began"
+    err.print(how, soft_wrap=True)
     raise typer.Exit(130)

@@ -1,5 +1,6 @@
 """The whole program, killed with SIGKILL at random moments: nothing judged is lost, nothing is judged twice."""
 
+import json
 import os
 import random
 import signal
@@ -46,10 +47,12 @@ class Program:
     def __init__(self, home: Path, folder: Path) -> None:
         self.archive, self.folder, self.home = home / "archive.db", folder, home
 
-    def run(self) -> subprocess.Popen[str]:
+    def run(self, *more: str) -> subprocess.Popen[str]:
         out = str(self.home / "out")
         budget = ["--budget-evals", "8", "--budget-seconds", "1000"]
-        return self._start("run", "--task", str(self.folder), "--target", "cpu", "--seed", "5", "--out", out, *budget)
+        return self._start(
+            "run", "--task", str(self.folder), "--target", "cpu", "--seed", "5", "--out", out, *budget, *more
+        )
 
     def resume(self) -> subprocess.Popen[str]:
         with Archive.open(self.archive) as opened:
@@ -59,7 +62,7 @@ class Program:
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "agent", *arguments, "--archive", str(self.archive)]
         environment = {**os.environ, "PYTHONPATH": str(tasks.bundled().parent)}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def started(self) -> bool:
         """Whether the archive has the run yet."""
@@ -96,8 +99,8 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, output
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
     return output
 
 
@@ -140,7 +143,10 @@ def test_killed_run_resumes_to_what_an_uninterrupted_run_finds(tmp_path: Path, f
     finish(process)
     whole = Program(tmp_path / "whole", folder)
     whole.archive.parent.mkdir()
-    finish(whole.run())
+    outcome = json.loads(finish(whole.run("--json")))
+    assert outcome["status"] == "finished"
+    assert outcome["ok"], outcome["message"]
+    assert (Path(outcome["composed"]) / "provenance.json").is_file()
     found = check_archive(program.archive, folder)
     assert found == check_archive(whole.archive, folder)
     assert len(found) == SPACE
@@ -155,11 +161,11 @@ def test_interrupted_run_stops_after_the_running_evaluation_and_says_how_to_resu
     wait_for(program.started)
     wait_for(lambda: program.judged() >= 1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE_S)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     with Archive.open(program.archive) as opened:
         (run,) = opened.runs()
-    assert process.returncode == 130, output
+    assert process.returncode == 130, errors
     assert run.status == "drained"
-    assert f"resume with: warpsmith resume {run.id} --archive {program.archive}" in output
+    assert f"resume with: warpsmith resume {run.id} --archive {program.archive}" in errors
     finish(program.resume())
     assert len(check_archive(program.archive, folder)) == SPACE

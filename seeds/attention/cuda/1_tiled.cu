@@ -39,6 +39,12 @@ struct alignas(16) Pack {
     scalar_t x[WIDTH];
 };
 
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention(
@@ -79,6 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
 
     for (int first = 0; first < keys; first += TILE_N) {
         __syncthreads();
+#pragma unroll 2
         for (int i = threadIdx.x; i < TILE_N * (D_ / WIDTH); i += THREADS) {
             // Zeros past the end: a probability of 0 times whatever lies there could be NaN.
             const bool inside = first + i / (D_ / WIDTH) < length;
@@ -89,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
         }
         __syncthreads();
 
+#pragma unroll 1
         for (int base = 0; base < TILE_N && first + base < keys; base += KEYS) {
             float score[ROWS][KEYS];
 #pragma unroll
@@ -119,14 +127,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
                     peak = fmaxf(peak, score[r][j]);
                 }
                 const float zero = peak == minus_infinity ? 0.f : peak;  // nothing seen yet: avoid inf - inf
-                const float shrink = exp2f(top[r] - zero);
+                const float shrink = fast_exp2(top[r] - zero);
                 top[r] = peak;
                 sum[r] *= shrink;
 #pragma unroll
                 for (int i = 0; i < PARTS * WIDTH; i++) acc[r][i] *= shrink;
 #pragma unroll
                 for (int j = 0; j < KEYS; j++) {
-                    score[r][j] = exp2f(score[r][j] - zero);
+                    score[r][j] = fast_exp2(score[r][j] - zero);
                     sum[r] += score[r][j];
                 }
             }
@@ -150,11 +158,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         if (row + r >= length) break;
+        const float inverse = 1.f / sum[r];
 #pragma unroll
         for (int p = 0; p < PARTS; p++) {
             Pack pack;
 #pragma unroll
-            for (int i = 0; i < WIDTH; i++) pack.x[i] = scalar_t(acc[r][p * WIDTH + i] / sum[r]);
+            for (int i = 0; i < WIDTH; i++) pack.x[i] = scalar_t(acc[r][p * WIDTH + i] * inverse);
             reinterpret_cast<Pack*>(out + (head * S + row + r) * D_)[p * LANES + lane] = pack;
         }
     }

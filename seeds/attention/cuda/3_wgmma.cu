@@ -51,12 +51,13 @@ __device__ __forceinline__ float fast_exp2(float x) {
 }
 
 __device__ __forceinline__ uint32_t pack(float low, float high) {
+    uint32_t pair;
 #if DTYPE_BFLOAT16
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
 #else
-    const __half2 pair = __floats2half2_rn(low, high);
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
 #endif
-    return *reinterpret_cast<const uint32_t*>(&pair);
+    return pair;
 }
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
@@ -94,6 +95,9 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t at, uint32_t panel) {
     return uint64_t((at & 0x3ffff) >> 4) | uint64_t(panel >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
 
+// What this thread wrote to shared memory becomes visible to wgmma.
+__device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -101,15 +105,6 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int PENDING>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-// Registers that a wgmma wrote may be read from here on: keeps the compiler from moving reads up past the wait.
-template <int BLOCKS>
-__device__ __forceinline__ void arrived(float (&c)[BLOCKS][4]) {
-#pragma unroll
-    for (int n = 0; n < BLOCKS; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) asm volatile("" : "+f"(c[n][i])::"memory");
 }
 
 template <int REGISTERS>
@@ -124,59 +119,94 @@ __device__ __forceinline__ void group_barrier(int group) {
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
 }
 
-#define VALUES4(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-#define VALUES16(c, n) VALUES4(c, n), VALUES4(c, n + 1), VALUES4(c, n + 2), VALUES4(c, n + 3)
-#define VALUES32(c, n) VALUES16(c, n), VALUES16(c, n + 4)
+#define VALUES4(x, c, n) x (c[n][0]), x (c[n][1]), x (c[n][2]), x (c[n][3])
+#define VALUES16(x, c, n) VALUES4(x, c, n), VALUES4(x, c, n + 1), VALUES4(x, c, n + 2), VALUES4(x, c, n + 3)
+#define VALUES32(x, c) VALUES16(x, c, 0), VALUES16(x, c, 4)
+#define VALUES64(x, c) VALUES32(x, c), VALUES16(x, c, 8), VALUES16(x, c, 12)
+#define REGISTERS32 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS64 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TEXT(x) #x
+#define NUMBER(x) TEXT(x)
 
-// c[64xN] = (keep ? c : 0) + A B^T, both in shared memory with their 16 columns running along the row
+// All instructions of a product stand in one asm: with its 32 or 64 accumulators among the operands, each one by itself
+// would cost the compiler as much as all of them together.
+
+// score[64xTILE_N] = Q K^T, both in shared memory with their D columns running along the row.
+#define KEYS_STEP(keep) \
+    "wgmma.mma_async.sync.aligned.m64n" NUMBER(TILE_N) "k16.f32." WGMMA_TYPES " {" SCORES "}, q, k, " keep ", 1, 1, 0, 0;\n"
+#define MOVE(q_step, k_step) "add.s64 q, q, " q_step ";\nadd.s64 k, k, " k_step ";\n"
+#define KEYS_PANEL(keep) KEYS_STEP(keep) MOVE("2", "2") KEYS_STEP("yes") MOVE("2", "2") KEYS_STEP("yes") MOVE("2", "2") KEYS_STEP("yes")
+__device__ __forceinline__ void multiply_keys(float (&score)[TILE_N / 8][4], uint32_t query, uint32_t key) {
 #if TILE_N == 64
-__device__ __forceinline__ void multiply(float (&c)[8][4], uint64_t a, uint64_t b, int keep) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." WGMMA_TYPES " {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-        : VALUES32(c, 0) : "l"(a), "l"(b), "r"(keep));
-}
+#define SCORES REGISTERS32
+#define SCORE_OPERANDS VALUES32("=f", score)
+#define OPENING "mov.b64 q, %32;\nmov.b64 k, %33;\n"
 #else
-__device__ __forceinline__ void multiply(float (&c)[16][4], uint64_t a, uint64_t b, int keep) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." WGMMA_TYPES " {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-        : VALUES32(c, 0), VALUES32(c, 8) : "l"(a), "l"(b), "r"(keep));
-}
+#define SCORES REGISTERS64
+#define SCORE_OPERANDS VALUES64("=f", score)
+#define OPENING "mov.b64 q, %64;\nmov.b64 k, %65;\n"
 #endif
+    wgmma_fence();
+    asm volatile(
+        "{\n.reg .pred no, yes;\n.reg .b64 q, k;\nsetp.ne.b32 no, 0, 0;\nsetp.eq.b32 yes, 0, 0;\n" OPENING
+        KEYS_PANEL("no")
+#if STATIC_D == 128
+        MOVE("8 * 64 * " NUMBER(CONSUMERS) " - 6", "8 * " NUMBER(TILE_N) " - 6") KEYS_PANEL("yes")
+#endif
+        "}\n"
+        : SCORE_OPERANDS : "l"(descriptor(query, 16)), "l"(descriptor(key, 16)));
+    wgmma_commit();
+}
 
-// c[64xN] += A B, A in registers, B in shared memory with its 16 rows one after the other
+// acc[64xD] = (keep ? acc : 0) + P V, P in registers, V in shared memory with its TILE_N rows one after the other; 64 of them at a time.
+#define VALUES_STEP(p, keep) \
+    "wgmma.mma_async.sync.aligned.m64n" NUMBER(STATIC_D) "k16.f32." WGMMA_TYPES " {" SUMS "}, {" p "}, v, " keep ", 1, 1, 1;\nadd.s64 v, v, 128;\n"
+__device__ __forceinline__ void multiply_values(
+    float (&acc)[D_ / 8][4], const uint32_t (&prob)[TILE_N / 16][4], uint32_t value, int keep) {
 #if STATIC_D == 64
-__device__ __forceinline__ void multiply_transposed(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." WGMMA_TYPES " {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-        : VALUES32(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+#define SUMS REGISTERS32
+#define SUM_OPERANDS VALUES32("+f", acc)
+#define STEPS \
+    "mov.b64 v, %48;\nsetp.ne.b32 keep, %49, 0;\n" VALUES_STEP("%32, %33, %34, %35", "keep") VALUES_STEP("%36, %37, %38, %39", "yes") \
+    VALUES_STEP("%40, %41, %42, %43", "yes") VALUES_STEP("%44, %45, %46, %47", "yes")
 #else
-__device__ __forceinline__ void multiply_transposed(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." WGMMA_TYPES " {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
-        : VALUES32(c, 0), VALUES32(c, 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+#define SUMS REGISTERS64
+#define SUM_OPERANDS VALUES64("+f", acc)
+#define STEPS \
+    "mov.b64 v, %80;\nsetp.ne.b32 keep, %81, 0;\n" VALUES_STEP("%64, %65, %66, %67", "keep") VALUES_STEP("%68, %69, %70, %71", "yes") \
+    VALUES_STEP("%72, %73, %74, %75", "yes") VALUES_STEP("%76, %77, %78, %79", "yes")
 #endif
+    wgmma_fence();
+#pragma unroll
+    for (int n = 0; n < TILE_N / 16; n += 4)
+        asm volatile(
+            "{\n.reg .pred keep, yes;\n.reg .b64 v;\nsetp.eq.b32 yes, 0, 0;\n" STEPS "}\n"
+            : SUM_OPERANDS : VALUES16("r", prob, n), "l"(descriptor(value + n * 16 * 128, TILE_N * 128)), "r"(n > 0 ? 1 : keep));
+    wgmma_commit();
+}
+
+// Registers that a wgmma wrote may be read from here on: keeps the compiler from moving reads up past the wait.
+__device__ __forceinline__ void scores_arrived(float (&score)[TILE_N / 8][4]) {
+#if TILE_N == 64
+    asm volatile("" : VALUES32("+f", score) :: "memory");
+#else
+    asm volatile("" : VALUES64("+f", score) :: "memory");
+#endif
+}
+
+__device__ __forceinline__ void sums_arrived(float (&acc)[D_ / 8][4]) {
+#if STATIC_D == 64
+    asm volatile("" : VALUES32("+f", acc) :: "memory");
+#else
+    asm volatile("" : VALUES64("+f", acc) :: "memory");
+#endif
+}
 
 __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, int row, int head, uint32_t barrier) {
     for (int panel = 0; panel < PANELS; panel++)
@@ -213,24 +243,17 @@ __device__ __forceinline__ void softmax(
 }
 
 // A thread holds columns 2*(lane%4) and the next, of rows lane/4 (i = 0, 1) and lane/4 + 8 (i = 2, 3).
-template <int BLOCKS>
-__device__ __forceinline__ void mask(float (&score)[BLOCKS][4], int first_key, int row, int length, bool negative) {
-    const int column = threadIdx.x % 4 * 2;
-    if (negative) {
+__device__ __forceinline__ void mask(float (&score)[TILE_N / 8][4], int first_key, int row, int length) {
+    const int warp_row = row - int(threadIdx.x) % 32 / 4, first = first_key + int(threadIdx.x) % 4 * 2;
+    if (first_key + TILE_N <= length && !(STATIC_CAUSAL && first_key + TILE_N > warp_row + 1)) return;
 #pragma unroll
-        for (int n = 0; n < BLOCKS; n++)
+    for (int half = 0; half < 2; half++) {
+        const int visible = (STATIC_CAUSAL ? min(length, row + half * 8 + 1) : length) - first;
 #pragma unroll
-            for (int i = 0; i < 4; i++) score[n][i] = -score[n][i];
-    }
-    const int end = first_key + 8 * BLOCKS, warp_row = row - int(threadIdx.x) % 32 / 4;
-    if (end > length || (STATIC_CAUSAL && end > warp_row + 1)) {
+        for (int n = 0; n < TILE_N / 8; n++)
 #pragma unroll
-        for (int n = 0; n < BLOCKS; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int key = first_key + n * 8 + column + i % 2;
-                if (key >= length || (STATIC_CAUSAL && key > row + i / 2 * 8)) score[n][i] = __int_as_float(0xff800000);
-            }
+            for (int i = 0; i < 2; i++)
+                if (n * 8 + i >= visible) score[n][2 * half + i] = __int_as_float(0xff800000);
     }
 }
 
@@ -246,24 +269,6 @@ __device__ __forceinline__ void to_operand(uint32_t (&prob)[TILE_N / 16][4], con
 // Where a row's 16-byte piece lies in the Q tile, swizzled as TMA would.
 __device__ __forceinline__ unsigned char* staged(unsigned char* tile, int row, int chunk) {
     return tile + chunk / 8 * (TILE_M * 128) + row * 128 + (chunk % 8 ^ row % 8) * 16;
-}
-
-__device__ __forceinline__ void multiply_keys(float (&score)[TILE_N / 8][4], uint32_t query, uint32_t key) {
-    wgmma_fence();
-#pragma unroll
-    for (int d = 0; d < D_ / 16; d++)
-        multiply(score, descriptor(query + d / 4 * (TILE_M * 128) + d % 4 * 32, 16),
-                 descriptor(key + d / 4 * (TILE_N * 128) + d % 4 * 32, 16), d > 0);
-    wgmma_commit();
-}
-
-__device__ __forceinline__ void multiply_values(
-    float (&acc)[D_ / 8][4], const uint32_t (&prob)[TILE_N / 16][4], uint32_t value) {
-    wgmma_fence();
-#pragma unroll
-    for (int n = 0; n < TILE_N / 16; n++)
-        multiply_transposed(acc, prob[n], descriptor(value + n * 16 * 128, TILE_N * 128));
-    wgmma_commit();
 }
 
 }  // namespace
@@ -332,55 +337,60 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
         const int own = STATIC_CAUSAL ? min(tiles, (first_row + group * 64 + 64 + TILE_N - 1) / TILE_N) : tiles;
 
         // exp(scale*s - max) = exp2(factor*s - max'): the factor must be positive for the maximum to be one, so a
-        // negative scale changes the sign of the scores, and 0 becomes tiny, for -inf * 0 is NaN.
+        // negative scale changes the sign of Q, and 0 becomes tiny, for -inf * 0 is NaN.
         const float factor = fmaxf(fabsf(scale) * 1.4426950408889634f, 1e-30f);
-        const bool negative = scale < 0.f;
         float score[TILE_N / 8][4], acc[D_ / 8][4], shrink[2];
         float top[2] = {__int_as_float(0xff800000), __int_as_float(0xff800000)}, sum[2] = {0.f, 0.f};
-        uint32_t prob[TILE_N / 16][4];
+        uint32_t prob[TILE_N / 16][4] = {};
 #pragma unroll
         for (int n = 0; n < D_ / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
 
         barrier_wait(q_full, 0);
-        barrier_wait(k_full, 0);
-        multiply_keys(score, query, k_at);
-        wgmma_wait<0>();
-        arrived(score);
-        if (lane == 0) barrier_arrive(k_empty);
-        mask(score, 0, row, length, negative);
-        softmax(score, factor, top, sum, shrink);
-        to_operand(prob, score);
-
-        int stage = 0, parity = 0;
-        for (int tile = 1; tile < own; tile++) {
-            const int next = stage + 1 == STAGES ? 0 : stage + 1;
-            const int next_parity = next == 0 ? parity ^ 1 : parity;
-            barrier_wait(k_full + 8 * next, next_parity);
-            multiply_keys(score, query, k_at + next * TILE_BYTES);
-            barrier_wait(v_full + 8 * stage, parity);
-            multiply_values(acc, prob, v_at + stage * TILE_BYTES);
+        if (scale < 0.f) {
+            uint4* own_rows = reinterpret_cast<uint4*>(
+                reinterpret_cast<unsigned char*>(shared) + (query - shared_address(shared)));
+#pragma unroll 1
+            for (int i = threadIdx.x % 128; i < PANELS * 512; i += 128) {
+                uint4& piece = own_rows[i / 512 * (TILE_M * 8) + i % 512];
+                piece.x ^= 0x80008000u, piece.y ^= 0x80008000u, piece.z ^= 0x80008000u, piece.w ^= 0x80008000u;
+            }
+            async_fence();
+            group_barrier(group);
+        }
+        // Each round multiplies the next tile's scores, and meanwhile the values of the tile before by its
+        // probabilities. The first has no tile before, and multiplies whatever there is: the second starts acc anew.
+        int stage = 0, parity = 0, before = 0;
+#pragma unroll 1
+        for (int tile = 0; tile < own; tile++) {
+            // The producer loads V of the tile before first.
+            if (tile > 0) barrier_wait(v_full + 8 * before, stage == 0 ? parity ^ 1 : parity);
+            barrier_wait(k_full + 8 * stage, parity);
+            multiply_keys(score, query, k_at + stage * TILE_BYTES);
+            multiply_values(acc, prob, v_at + before * TILE_BYTES, tile > 1);
             wgmma_wait<1>();
-            arrived(score);
-            if (lane == 0) barrier_arrive(k_empty + 8 * next);
-            mask(score, tile * TILE_N, row, length, negative);
+            scores_arrived(score);
+            if (lane == 0) barrier_arrive(k_empty + 8 * stage);
+            mask(score, tile * TILE_N, row, length);
             softmax(score, factor, top, sum, shrink);
             wgmma_wait<0>();
-            arrived(acc);
-            if (lane == 0) barrier_arrive(v_empty + 8 * stage);
+            sums_arrived(acc);
+            if (tile > 0 && lane == 0) barrier_arrive(v_empty + 8 * before);
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) acc[n][i] *= shrink[i / 2];
             to_operand(prob, score);
-            stage = next, parity = next_parity;
+            before = stage;
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            if (stage == 0) parity ^= 1;
         }
-        barrier_wait(v_full + 8 * stage, parity);
-        multiply_values(acc, prob, v_at + stage * TILE_BYTES);
+        barrier_wait(v_full + 8 * before, stage == 0 ? parity ^ 1 : parity);
+        multiply_values(acc, prob, v_at + before * TILE_BYTES, own > 1);
         wgmma_wait<0>();
-        arrived(acc);
-        if (lane == 0) barrier_arrive(v_empty + 8 * stage);
+        sums_arrived(acc);
+        if (lane == 0) barrier_arrive(v_empty + 8 * before);
         for (int tile = own; tile < tiles; tile++) {
             // Only after it is full: an arrival one round early would be counted for the round before.
             barrier_wait(k_full + 8 * (tile % STAGES), tile / STAGES % 2);
@@ -406,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
                     pack(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
         }
         __syncwarp();
-#pragma unroll
+#pragma unroll 1
         for (int i = lane; i < 16 * D_ / 8; i += 32) {
             const int r = i / (D_ / 8), chunk = i % (D_ / 8), at = first_row + warp_row + r;
             if (at < length)

@@ -42,6 +42,12 @@ struct alignas(16) Pack {
     scalar_t x[WIDTH];
 };
 
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // The sum over the block, in every thread.
 __device__ __forceinline__ float block_sum(float x) {
     __shared__ float part[THREADS / 32];
@@ -95,6 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
 
     for (int first = 0; first < keys; first += TILE_N) {
         __syncthreads();
+#pragma unroll 2
         for (int i = threadIdx.x; i < TILE_N * (D_ / WIDTH); i += THREADS) {
             // Zeros past the end: a probability of 0 times whatever lies there could be NaN.
             const bool inside = first + i / (D_ / WIDTH) < length;
@@ -105,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
         }
         __syncthreads();
 
+#pragma unroll 1
         for (int base = 0; base < TILE_N && first + base < keys; base += KEYS) {
             float score[ROWS][KEYS];
 #pragma unroll
@@ -135,14 +143,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
                     peak = fmaxf(peak, score[r][j]);
                 }
                 const float zero = peak == minus_infinity ? 0.f : peak;  // nothing seen yet: avoid inf - inf
-                const float shrink = exp2f(top[r] - zero);
+                const float shrink = fast_exp2(top[r] - zero);
                 top[r] = peak;
                 sum[r] *= shrink;
 #pragma unroll
                 for (int i = 0; i < PARTS * WIDTH; i++) acc[r][i] *= shrink;
 #pragma unroll
                 for (int j = 0; j < KEYS; j++) {
-                    score[r][j] = exp2f(score[r][j] - zero);
+                    score[r][j] = fast_exp2(score[r][j] - zero);
                     sum[r] += score[r][j];
                 }
             }
@@ -166,11 +174,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         if (row + r >= length) break;
-        float* to = reinterpret_cast<float*>(workspace) + ((head / H * S + row + r) * H + head % H) * D_;
+        const float inverse = 1.f / sum[r];
+        const int heads = int(H);
+        float* to = reinterpret_cast<float*>(workspace) + ((int(head) / heads * S + row + r) * heads + int(head) % heads) * D_;
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
 #pragma unroll
-            for (int i = 0; i < WIDTH; i++) to[(p * LANES + lane) * WIDTH + i] = acc[r][p * WIDTH + i] / sum[r];
+            for (int i = 0; i < WIDTH; i++) to[(p * LANES + lane) * WIDTH + i] = acc[r][p * WIDTH + i] * inverse;
     }
 }
 
@@ -183,12 +193,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) normalise(
     scalar_t* to = out + blockIdx.x * int64_t(columns);
 
     float sum = 0.f;
+#pragma unroll 2
     for (int i = threadIdx.x; i < columns; i += THREADS) sum += row[i];
     const float mean = block_sum(sum) / columns;
     // A second pass: E[x^2] - E[x]^2 cancels where the mean is large.
     float squares = 0.f;
+#pragma unroll 2
     for (int i = threadIdx.x; i < columns; i += THREADS) squares = fmaf(row[i] - mean, row[i] - mean, squares);
     const float inverse = rsqrtf(block_sum(squares) / columns + eps);
+#pragma unroll 2
     for (int i = threadIdx.x; i < columns; i += THREADS)
         to[i] = scalar_t(fmaf((row[i] - mean) * inverse, float(weight[i]), float(bias[i])));
 }

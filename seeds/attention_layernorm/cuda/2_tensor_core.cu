@@ -33,7 +33,7 @@
 #endif
 
 #ifndef ROW_THREADS
-#define ROW_THREADS 32        // tune: 32 64 128
+#define ROW_THREADS 128       // tune: 32 64 128
 #endif
 
 #if DTYPE_FLOAT32
@@ -69,16 +69,20 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&x)[4], uint32_t f
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
 }
 
-// c[16x8] += a[16x16] b[16x8]
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if DTYPE_BFLOAT16
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
 #endif
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+
+// [low high][16x16] += a[16x16] b[16x16]: two instructions in one asm, which is half the work for the compiler.
+__device__ __forceinline__ void mma(
+    float (&low)[4], float (&high)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+    asm volatile(MMA "{%0, %1, %2, %3}, {%8, %9, %10, %11}, {%12, %13}, {%0, %1, %2, %3};\n"
+                 MMA "{%4, %5, %6, %7}, {%8, %9, %10, %11}, {%14, %15}, {%4, %5, %6, %7};"
+                 : "+f"(low[0]), "+f"(low[1]), "+f"(low[2]), "+f"(low[3]),
+                   "+f"(high[0]), "+f"(high[1]), "+f"(high[2]), "+f"(high[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]));
 }
 
 __device__ __forceinline__ float fast_exp2(float x) {
@@ -90,12 +94,17 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 __device__ __forceinline__ uint32_t pack(float low, float high) {
+    uint32_t pair;
 #if DTYPE_BFLOAT16
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
 #else
-    const __half2 pair = __floats2half2_rn(low, high);
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
 #endif
-    return *reinterpret_cast<const uint32_t*>(&pair);
+    return pair;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, uint32_t x) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
 }
 
 // Rows first .. first+ROWS-1 of one head to padded shared memory; rows past the end become zeros.
@@ -103,7 +112,7 @@ template <int ROWS>
 __device__ __forceinline__ void load(uint32_t to, const scalar_t* head, int first, int length) {
     constexpr int STEP = THREADS / CHUNKS;
     const int column = int(threadIdx.x) % CHUNKS * 8;
-#pragma unroll
+#pragma unroll 2
     for (int base = 0; base < ROWS; base += STEP) {
         const int r = base + int(threadIdx.x) / CHUNKS;
         if (ROWS % STEP == 0 || r < ROWS) {
@@ -187,6 +196,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
     // scale changes the sign of Q, and 0 becomes tiny, for -inf * 0 is NaN.
     const float factor = fmaxf(fabsf(scale) * 1.4426950408889634f, 1e-30f);
     if (scale < 0.f) {
+#pragma unroll 1
         for (int i = lane; i < 16 * BLOCKS * CHUNKS * 4; i += 32) {
             const int r = warp_row + i / (CHUNKS * 4), column = i % (CHUNKS * 4) * 2;
             *reinterpret_cast<uint32_t*>(q_tile + r * STRIDE + column) ^= 0x80008000u;
@@ -246,10 +256,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
                     uint32_t key[4];
                     ldmatrix(key, k_lane + stage * STAGE + (n * 16 * STRIDE + d * 16) * 2);
 #pragma unroll
-                    for (int m = 0; m < BLOCKS; m++) {
-                        mma(score[m][2 * n], query[QUERY_IN_REGISTERS ? d : 0][m], key[0], key[1]);
-                        mma(score[m][2 * n + 1], query[QUERY_IN_REGISTERS ? d : 0][m], key[2], key[3]);
-                    }
+                    for (int m = 0; m < BLOCKS; m++)
+                        mma(score[m][2 * n], score[m][2 * n + 1], query[QUERY_IN_REGISTERS ? d : 0][m], key);
                 }
             }
 
@@ -258,13 +266,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
 #pragma unroll
                 for (int m = 0; m < BLOCKS; m++)
 #pragma unroll
-                    for (int n = 0; n < TILE_N / 8; n++)
+                    for (int half = 0; half < 2; half++) {
+                        const int row = first_row + warp_row + m * 16 + lane / 4 + half * 8;
+                        const int visible = (STATIC_CAUSAL ? min(length, row + 1) : length) - first_key - lane % 4 * 2;
 #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            const int key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-                            const int row = first_row + warp_row + m * 16 + lane / 4 + i / 2 * 8;
-                            if (key >= length || (STATIC_CAUSAL && key > row)) score[m][n][i] = minus_infinity;
-                        }
+                        for (int n = 0; n < TILE_N / 8; n++)
+#pragma unroll
+                            for (int i = 0; i < 2; i++)
+                                if (n * 8 + i >= visible) score[m][n][2 * half + i] = minus_infinity;
+                    }
             }
 
 #pragma unroll
@@ -320,10 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
                     uint32_t value[4];
                     ldmatrix_transposed(value, v_lane + stage * STAGE + (n * 16 * STRIDE + d * 16) * 2);
 #pragma unroll
-                    for (int m = 0; m < BLOCKS; m++) {
-                        mma(acc[m][2 * d], p[m], value[0], value[1]);
-                        mma(acc[m][2 * d + 1], p[m], value[2], value[3]);
-                    }
+                    for (int m = 0; m < BLOCKS; m++) mma(acc[m][2 * d], acc[m][2 * d + 1], p[m], value);
                 }
             }
         }
@@ -339,17 +346,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
             const float inverse = 1.f / total;
-            scalar_t* to = q_tile + (warp_row + m * 16 + lane / 4 + half * 8) * STRIDE + lane % 4 * 2;
+            const uint32_t to = q_at + ((warp_row + m * 16 + lane / 4 + half * 8) * STRIDE + lane % 4 * 2) * 2;
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
-                *reinterpret_cast<uint32_t*>(to + n * 8) =
-                    pack(acc[m][n][2 * half] * inverse, acc[m][n][2 * half + 1] * inverse);
+                store_shared(to + n * 16, pack(acc[m][n][2 * half] * inverse, acc[m][n][2 * half + 1] * inverse));
         }
     __syncwarp();
+#pragma unroll 1
     for (int i = lane; i < 16 * BLOCKS * CHUNKS; i += 32) {
         const int r = warp_row + i / CHUNKS, column = i % CHUNKS * 8;
         if (first_row + r < length)
-            *reinterpret_cast<uint4*>(out + ((head / H * S + first_row + r) * H + head % H) * D_ + column) =
+            *reinterpret_cast<uint4*>(out + ((head / STATIC_H * S + first_row + r) * STATIC_H + head % STATIC_H) * D_ + column) =
                 *reinterpret_cast<const uint4*>(q_tile + r * STRIDE + column);
     }
 }

@@ -7,8 +7,11 @@
 // launch kv_cache: grid(B*H) block(THREADS) smem(TILE*(2*D + 2)*itemsize)
 // static: D
 // tune-if: TILE <= THREADS
-#include <cuda_fp16.h>
+#if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
+#else
+#include <cuda_fp16.h>
+#endif
 
 #ifndef THREADS
 #define THREADS 128   // tune: 64 128 256
@@ -31,8 +34,8 @@ kv_cache(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q,
     scalar_t* values = keys + TILE * PITCH;
     __shared__ float query[WIDTH], score[TILE], weight[TILE];
 
-    const int group = H / Hkv;
-    const int b = blockIdx.x / H, head = blockIdx.x % H, lane = threadIdx.x % 32;
+    const int heads = int(H), group = heads / int(Hkv);
+    const int b = blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x % 32;
     const int64_t kv_row = int64_t(b) * Hkv + head / group;
     const int position = input_pos[b];
     scalar_t* k_rows = k_cache + kv_row * L * WIDTH;
@@ -51,6 +54,7 @@ kv_cache(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q,
     float highest = LOWEST, total = 0.0f, sum[OWN] = {};
     for (int first = 0; first <= position; first += TILE) {
         const int count = min(TILE, position + 1 - first);
+#pragma unroll 2
         for (int i = threadIdx.x; i < count * WIDTH; i += THREADS) {
             const int j = i / WIDTH, d = i % WIDTH;
             const bool is_new = first + j == position;
@@ -62,6 +66,7 @@ kv_cache(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q,
         if (threadIdx.x < TILE) {
             float dot = 0.0f;
             if (threadIdx.x < count)
+#pragma unroll 8
                 for (int d = 0; d < WIDTH; ++d) dot += query[d] * float(keys[threadIdx.x * PITCH + d]);
             score[threadIdx.x] = threadIdx.x < count ? dot : LOWEST;
         }
@@ -85,6 +90,7 @@ kv_cache(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q,
             const int d = threadIdx.x + i * THREADS;
             sum[i] *= shrink;
             if (d < WIDTH)
+#pragma unroll 4
                 for (int j = 0; j < count; ++j) sum[i] += weight[j] * float(values[j * WIDTH + d]);
         }
         __syncthreads();   // before the next tile overwrites this one

@@ -6,8 +6,11 @@
 // launch gate_up: grid(cdiv(N, TILE), cdiv(M, TILE)) block(256)
 // launch down:    grid(cdiv(K, TILE), cdiv(M, TILE)) block(256)
 // workspace: M*N*itemsize
-#include <cuda_fp16.h>
+#if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
+#else
+#include <cuda_fp16.h>
+#endif
 
 #ifndef TILE
 #define TILE 64   // tune: 32 64
@@ -24,6 +27,7 @@ struct Tile {
     // Rows first .. first + TILE - 1 of a [rows, depth] matrix, columns from k on; zeros outside.
     __device__ __forceinline__ void load(const scalar_t* matrix, int64_t rows, int64_t depth, int64_t first,
                                          int64_t k) {
+#pragma unroll 2
         for (int i = threadIdx.x; i < TILE * DEPTH; i += 256) {
             const int row = i / DEPTH, column = i % DEPTH;
             const bool inside = first + row < rows && k + column < depth;
@@ -44,7 +48,7 @@ static __device__ __forceinline__ void multiply(float (&sum)[MATRICES][OWN][OWN]
 #pragma unroll
         for (int m = 0; m < MATRICES; ++m) right[m].load(weight[m], columns, depth, int64_t(blockIdx.x) * TILE, k);
         __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
         for (int d = 0; d < DEPTH; ++d)
 #pragma unroll
             for (int m = 0; m < MATRICES; ++m)
@@ -72,7 +76,7 @@ gate_up(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* 
             const int64_t column = int64_t(blockIdx.x) * TILE + threadIdx.x % 16 + 16 * j;
             const float g = sum[0][i][j];
             if (token < M && column < N)
-                hidden[token * N + column] = scalar_t(g / (1.0f + __expf(-g)) * sum[1][i][j]);
+                hidden[token * N + column] = scalar_t(__fdividef(g, 1.0f + __expf(-g)) * sum[1][i][j]);
         }
 }
 
