@@ -6,9 +6,11 @@ find out from the archive what is left to do, and nothing is judged twice.
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from platformdirs import user_data_path
 
 from agent import steps
 from agent.steps import Clients
-from sandbox.errors import ArchiveUnusable, WarpsmithError
+from sandbox.errors import ArchiveUnusable, BadInput, WarpsmithError
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -52,8 +54,8 @@ def run(
     Whatever a step raises travels up; the run can be resumed all the same.
     """
     control = RunControl()
-    clients.archive.update_run(run_id, status="running")
-    with _checkpointer(checkpoints) as saver, _sigint_drains(control, on_drain):
+    with _only_here(checkpoints, run_id), _checkpointer(checkpoints) as saver, _sigint_drains(control, on_drain):
+        clients.archive.update_run(run_id, status="running")
         try:
             _invoke(_build().compile(checkpointer=saver), clients, run_id, control)
         except GraphDrained:
@@ -121,6 +123,26 @@ def _invoke(
 
 
 # ---------------------------------------------------------------- checkpoints and signals
+
+
+@contextmanager
+def _only_here(checkpoints: Path, run_id: str) -> Iterator[None]:
+    """Hold the run's byte of the lock file, which the system frees however this process ends.
+
+    BadInput where another process holds it.
+    """
+    path = checkpoints.with_name(f"{checkpoints.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
+    except OSError as exc:
+        raise ArchiveUnusable(f"lock file {path}: {exc.strerror}") from exc
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(run_id.encode()))
+        except (BlockingIOError, PermissionError) as exc:
+            raise BadInput(f"run {run_id} is under way in another process") from exc
+        yield
 
 
 @contextmanager

@@ -120,10 +120,11 @@ def _confirmed(judgement: Judgement) -> bool:
     return isinstance(judgement.verdict, Passed) and judgement.verdict.confirmed
 
 
-def _rank(row: Row) -> tuple[str, str, str, str, float, float, str]:
+def _rank(row: Row) -> tuple[str, str, str, str, bool, float, float, str]:
+    """Confirmed numbers first: the best of many single measurements is flattering."""
     eager = row.speedup["eager"]
     ratio = eager.ratio if eager else 0.0
-    return row.task, row.target, row.device, row.task_version, -ratio, row.latency_ms, row.candidate
+    return row.task, row.target, row.device, row.task_version, not row.confirmed, -ratio, row.latency_ms, row.candidate
 
 
 def _row(candidate: Candidate, judgement: Judgement, passed: Passed, depth: int) -> Row:

@@ -158,7 +158,7 @@ class Judge:
                 # New data under the same pointers, then the first data again: nothing may be remembered.
                 draws = [*evidence.timed.get(workload.name, [])[:1], *evidence.checked[workload.name]]
                 checks += [trial.check(drawn) for drawn in [*draws, draws[0]]]
-            timings = tuple(trial.time(w, evidence.timed[w.name], rounds) for w in room.task.workloads)
+            timings = tuple(trial.time(w, evidence.timed[w.name], rounds, confirmed) for w in room.task.workloads)
         return Passed(
             checks=tuple(checks),
             timings=timings,

@@ -34,27 +34,33 @@ class LocalWorker:
 
     def __init__(self, device: Device, memory_bytes: int) -> None:
         self.scratch = tempfile.mkdtemp(prefix="warpsmith-worker-")
+        self.errors = Path(self.scratch) / "stderr"
         isolation = ["-I", "-B"] if device.target == "cuda" else ["-I", "-S", "-B"]
-        self.peer = Peer(
-            [sys.executable, *isolation, "-c", _START],
-            [device.target, ":".join(_import_path(device))],
-            env=_environment(device, self.scratch),
-            cwd=self.scratch,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self.errors.open("wb") as errors:
+            self.peer = Peer(
+                [sys.executable, *isolation, "-c", _START],
+                [device.target, ":".join(_import_path(device))],
+                env=_environment(device, self.scratch),
+                cwd=self.scratch,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
         _limit(self.peer.process.pid, device, memory_bytes)
 
     def __enter__(self) -> Self:
         try:
             self.peer.wait_ready(_START_TIMEOUT_S)
         except (PeerDied, PeerTimedOut) as exc:
+            said = self._said()
             self._end()
-            raise WorkerLost(f"the worker process did not start: {exc}") from exc
+            raise WorkerLost(f"the worker process did not start: {exc}\n{said}".rstrip()) from exc
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
+
+    def _said(self) -> str:
+        return self.errors.read_text(errors="replace")[-2000:]
 
     def _end(self) -> None:
         self.peer.kill()

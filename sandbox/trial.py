@@ -172,15 +172,19 @@ class Trial:
 
     # ------------------------------------------------------------ timing
 
-    def time(self, workload: Workload, draws: list[Drawn], rounds: int) -> Timing:
-        """Interleaved rounds of the candidate and every baseline, in random order, from rotating cold buffers."""
+    def time(self, workload: Workload, draws: list[Drawn], rounds: int, every_baseline: bool) -> Timing:
+        """Interleaved rounds of the candidate and its baselines, in random order, from rotating cold buffers.
+
+        Without `every_baseline` only the fastest library call takes part, and none of the task's other baselines.
+        """
         sets = self.room.sets(workload)
         self.bind(workload, sets)
         for i in range(sets):
             self._ask(workload, "fill", _COPY_TIMEOUT_S, draws[i % len(draws)].descriptor, set=i)
         self.room.ask("bind", slots=[drawn.slot for drawn in draws], sets=sets)
-        subjects = ["candidate", *self.room.baselines[workload.name]]
-        calls = {subject: self._calls(workload, subject) for subject in subjects}
+        calls = {subject: self._calls(workload, subject) for subject in self._baselines(workload, every_baseline)}
+        calls["candidate"] = self._calls(workload, "candidate")
+        subjects = list(calls)
         if calls["candidate"].seconds > 4 * calls["eager"].seconds:
             rounds = min(rounds, 3)
         results: dict[str, list[float]] = {subject: [] for subject in subjects}
@@ -198,6 +202,16 @@ class Trial:
         return Timing(
             workload=workload.name, candidate=candidate, baselines=measured, roofline_share=share, wall_ms=wall_ms
         )
+
+    def _baselines(self, workload: Workload, every: bool) -> list[str]:
+        names = self.room.baselines[workload.name]
+        known = {name: self.room.blocks.get((workload.name, name)) for name in names}
+        library = {name: block.seconds for name, block in known.items() if block and name.startswith("library:")}
+        if every or not all(known.values()):
+            return names
+        return [
+            name for name in names if name in ("eager", "compile", min(library, key=library.__getitem__, default=""))
+        ]
 
     def _check_timed(self, draws: list[Drawn], index: int) -> Check:
         """What timed calls left in a set; in-outs may have moved on with every call, so there one more is made."""

@@ -126,6 +126,8 @@ def _ask(request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any] | No
                 timeout=timeout_s,
                 env={**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": folder},
                 check=False,
+                # Ctrl-C drains the run; it must not reach the build and be taken for its failure.
+                start_new_session=True,
             )
         except subprocess.TimeoutExpired as exc:
             raise Infrastructure(f"verifying {request['package']} took longer than {timeout_s:g} s") from exc

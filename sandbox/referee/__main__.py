@@ -149,8 +149,8 @@ class Referee:
         source = torch.rand(request["copy_bytes"] // 4, device=self.device)
         target = torch.empty_like(source)
         square = torch.rand(1024, 1024, device=self.device)
-        copy_s = min(self._seconds(lambda: target.copy_(source)) for _ in range(7))
-        matmul_s = min(self._seconds(lambda: square @ square) for _ in range(7))
+        copy_s = min(self._seconds(lambda: target.copy_(source)) for _ in range(15))
+        matmul_s = min(self._seconds(lambda: square @ square) for _ in range(40))
         return {"bandwidth_gbs": 2 * source.nbytes / copy_s / 1e9, "float32_tflops": 2 * 1024**3 / matmul_s / 1e12}
 
     def _seconds(self, action: Any) -> float:

@@ -1,4 +1,4 @@
-"""The gated MLP of LLaMA-like models, weights in nn.Linear layout. The library calls are the ones users write: F.linear."""
+"""The gated MLP of LLaMA-like models, weights in nn.Linear layout. The library calls are what users write: F.linear."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -3,6 +3,8 @@
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from sandbox.contract import (
     Timing,
     Verdict,
 )
-from sandbox.errors import ArchiveUnusable, WorkerLost
+from sandbox.errors import ArchiveUnusable, BadInput, WorkerLost
 
 CPU = Device(name="test cpu", target="cpu", arch="x86_64", threads=2)
 
@@ -292,6 +294,20 @@ def test_unusable_checkpoint_file_is_named(line: Line) -> None:
     graph.checkpoint_path(str(line.path)).write_text("this is no database, but long enough to look like one" * 50)
     with pytest.raises(ArchiveUnusable, match=r"checkpoint file .*archive\.db\.graph\.db: .* it can be deleted"):
         line.run()
+
+
+def test_run_that_is_under_way_elsewhere_is_left_alone(line: Line) -> None:
+    lock = graph.checkpoint_path(str(line.path)).with_name(f"{line.path.name}.graph.db.lock")
+    hold = "import fcntl, sys, zlib; f = open(sys.argv[1], 'ab'); " + (
+        "fcntl.lockf(f, fcntl.LOCK_EX, 1, zlib.crc32(b'r1')); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BadInput, match="run r1 is under way in another process"):
+            line.run()
+    assert line.judge.judged == []
 
 
 def test_checkpoints_of_a_server_lie_in_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

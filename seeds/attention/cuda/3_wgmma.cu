@@ -119,7 +119,7 @@ __device__ __forceinline__ void group_barrier(int group) {
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
 }
 
-#define VALUES4(x, c, n) x (c[n][0]), x (c[n][1]), x (c[n][2]), x (c[n][3])
+#define VALUES4(x, c, n) x(c[n][0]), x(c[n][1]), x(c[n][2]), x(c[n][3])
 #define VALUES16(x, c, n) VALUES4(x, c, n), VALUES4(x, c, n + 1), VALUES4(x, c, n + 2), VALUES4(x, c, n + 3)
 #define VALUES32(x, c) VALUES16(x, c, 0), VALUES16(x, c, 4)
 #define VALUES64(x, c) VALUES32(x, c), VALUES16(x, c, 8), VALUES16(x, c, 12)
@@ -139,9 +139,11 @@ __device__ __forceinline__ void group_barrier(int group) {
 
 // score[64xTILE_N] = Q K^T, both in shared memory with their D columns running along the row.
 #define KEYS_STEP(keep) \
-    "wgmma.mma_async.sync.aligned.m64n" NUMBER(TILE_N) "k16.f32." WGMMA_TYPES " {" SCORES "}, q, k, " keep ", 1, 1, 0, 0;\n"
+    "wgmma.mma_async.sync.aligned.m64n" NUMBER(TILE_N) "k16.f32." WGMMA_TYPES \
+    " {" SCORES "}, q, k, " keep ", 1, 1, 0, 0;\n"
 #define MOVE(q_step, k_step) "add.s64 q, q, " q_step ";\nadd.s64 k, k, " k_step ";\n"
-#define KEYS_PANEL(keep) KEYS_STEP(keep) MOVE("2", "2") KEYS_STEP("yes") MOVE("2", "2") KEYS_STEP("yes") MOVE("2", "2") KEYS_STEP("yes")
+#define NEXT_KEYS MOVE("2", "2") KEYS_STEP("yes")
+#define KEYS_PANEL(keep) KEYS_STEP(keep) NEXT_KEYS NEXT_KEYS NEXT_KEYS
 __device__ __forceinline__ void multiply_keys(float (&score)[TILE_N / 8][4], uint32_t query, uint32_t key) {
 #if TILE_N == 64
 #define SCORES REGISTERS32
@@ -166,7 +168,8 @@ __device__ __forceinline__ void multiply_keys(float (&score)[TILE_N / 8][4], uin
 
 // acc[64xD] = (keep ? acc : 0) + P V, P in registers, V in shared memory with its TILE_N rows one after the other; 64 of them at a time.
 #define VALUES_STEP(p, keep) \
-    "wgmma.mma_async.sync.aligned.m64n" NUMBER(STATIC_D) "k16.f32." WGMMA_TYPES " {" SUMS "}, {" p "}, v, " keep ", 1, 1, 1;\nadd.s64 v, v, 128;\n"
+    "wgmma.mma_async.sync.aligned.m64n" NUMBER(STATIC_D) "k16.f32." WGMMA_TYPES \
+    " {" SUMS "}, {" p "}, v, " keep ", 1, 1, 1;\nadd.s64 v, v, 128;\n"
 __device__ __forceinline__ void multiply_values(
     float (&acc)[D_ / 8][4], const uint32_t (&prob)[TILE_N / 16][4], uint32_t value, int keep) {
 #if STATIC_D == 64
@@ -187,7 +190,8 @@ __device__ __forceinline__ void multiply_values(
     for (int n = 0; n < TILE_N / 16; n += 4)
         asm volatile(
             "{\n.reg .pred keep, yes;\n.reg .b64 v;\nsetp.eq.b32 yes, 0, 0;\n" STEPS "}\n"
-            : SUM_OPERANDS : VALUES16("r", prob, n), "l"(descriptor(value + n * 16 * 128, TILE_N * 128)), "r"(n > 0 ? 1 : keep));
+            : SUM_OPERANDS
+            : VALUES16("r", prob, n), "l"(descriptor(value + n * 16 * 128, TILE_N * 128)), "r"(n > 0 ? 1 : keep));
     wgmma_commit();
 }
 
