@@ -104,6 +104,7 @@ def _tensor(tensor: TensorSpec, task: Task, workload: Workload) -> dict[str, Any
         "changed": tensor in task.inouts,
         "low": parse_expr(tensor.fill.low).evaluate(workload.axes) if integers else None,
         "high": parse_expr(tensor.fill.high).evaluate(workload.axes) if integers else None,
+        "weight": tensor.fill.kind == "weight",
     }
 
 
