@@ -20,13 +20,13 @@
 #endif
 
 #ifndef CONSUMERS
-#define CONSUMERS 2  // tune: 1 2 3
+#define CONSUMERS 3  // tune: 1 2 3
 #endif
 #ifndef TILE_N
-#define TILE_N 128   // tune: 64 128
+#define TILE_N 64    // tune: 64 128
 #endif
 #ifndef STAGES
-#define STAGES 2     // tune: 1 2 3
+#define STAGES 3     // tune: 1 2 3
 #endif
 
 #if DTYPE_FLOAT32
@@ -303,6 +303,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
 
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
+#pragma unroll 1
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(k_full + 8 * stage, 1);
             barrier_init(v_full + 8 * stage, 1);
@@ -412,7 +413,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
             float total = sum[half];
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
-            const float inverse = 1.f / total;
+            const float inverse = __fdividef(1.f, total);  // total >= 1: the row maximum is in it
             const int r = lane / 4 + half * 8;
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)

@@ -371,33 +371,34 @@ extern "C" __global__ void __launch_bounds__(128) normalise(
     const bool active = row < B * S;  // the others keep the barriers company
     Pack* packs = reinterpret_cast<Pack*>(out + (active ? row : 0) * COLUMNS);
 
-    Pack x[PACKS];
+    float x[PACKS][8];  // converted once
     float sum = 0.f;
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8) {
-            x[p] = packs[p * ROW_THREADS + lane];
+            const Pack pack = packs[p * ROW_THREADS + lane];
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum += float(x[p].x[i]);
+            for (int i = 0; i < 8; i++) sum += x[p][i] = float(pack.x[i]);
         }
-    const float mean = row_sum(sum, part[0]) / COLUMNS;
+    const float mean = row_sum(sum, part[0]) * (1.f / COLUMNS);
     // From registers again: E[x^2] - E[x]^2 cancels where the mean is large.
     float squares = 0.f;
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8)
 #pragma unroll
-            for (int i = 0; i < 8; i++) squares = fmaf(float(x[p].x[i]) - mean, float(x[p].x[i]) - mean, squares);
-    const float inverse = rsqrtf(row_sum(squares, part[1]) / COLUMNS + eps);
+            for (int i = 0; i < 8; i++) squares = fmaf(x[p][i] - mean, x[p][i] - mean, squares);
+    const float inverse = rsqrtf(row_sum(squares, part[1]) * (1.f / COLUMNS) + eps);
 
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (active && p * ROW_THREADS + lane < COLUMNS / 8) {
             const Pack w = reinterpret_cast<const Pack*>(weight)[p * ROW_THREADS + lane];
             const Pack b = reinterpret_cast<const Pack*>(bias)[p * ROW_THREADS + lane];
+            Pack pack;
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                x[p].x[i] = scalar_t(fmaf((float(x[p].x[i]) - mean) * inverse, float(w.x[i]), float(b.x[i])));
-            packs[p * ROW_THREADS + lane] = x[p];
+                pack.x[i] = scalar_t(fmaf((x[p][i] - mean) * inverse, float(w.x[i]), float(b.x[i])));
+            packs[p * ROW_THREADS + lane] = pack;
         }
 }

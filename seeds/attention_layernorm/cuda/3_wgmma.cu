@@ -21,13 +21,13 @@
 #endif
 
 #ifndef CONSUMERS
-#define CONSUMERS 2  // tune: 1 2 3
+#define CONSUMERS 3  // tune: 1 2 3
 #endif
 #ifndef TILE_N
-#define TILE_N 128   // tune: 64 128
+#define TILE_N 64    // tune: 64 128
 #endif
 #ifndef STAGES
-#define STAGES 2     // tune: 1 2 3
+#define STAGES 3     // tune: 1 2 3
 #endif
 
 #ifndef ROW_THREADS
@@ -309,6 +309,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
 
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
+#pragma unroll 1
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(k_full + 8 * stage, 1);
             barrier_init(v_full + 8 * stage, 1);
@@ -418,7 +419,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
             float total = sum[half];
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
-            const float inverse = 1.f / total;
+            const float inverse = __fdividef(1.f, total);  // total >= 1: the row maximum is in it
             const int r = lane / 4 + half * 8;
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
@@ -477,33 +478,34 @@ extern "C" __global__ void __launch_bounds__(128) normalise(
     const bool active = row < B * S;  // the others keep the barriers company
     Pack* packs = reinterpret_cast<Pack*>(out + (active ? row : 0) * COLUMNS);
 
-    Pack x[PACKS];
+    float x[PACKS][8];  // converted once
     float sum = 0.f;
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8) {
-            x[p] = packs[p * ROW_THREADS + lane];
+            const Pack pack = packs[p * ROW_THREADS + lane];
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum += float(x[p].x[i]);
+            for (int i = 0; i < 8; i++) sum += x[p][i] = float(pack.x[i]);
         }
-    const float mean = row_sum(sum, part[0]) / COLUMNS;
+    const float mean = row_sum(sum, part[0]) * (1.f / COLUMNS);
     // From registers again: E[x^2] - E[x]^2 cancels where the mean is large.
     float squares = 0.f;
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8)
 #pragma unroll
-            for (int i = 0; i < 8; i++) squares = fmaf(float(x[p].x[i]) - mean, float(x[p].x[i]) - mean, squares);
-    const float inverse = rsqrtf(row_sum(squares, part[1]) / COLUMNS + eps);
+            for (int i = 0; i < 8; i++) squares = fmaf(x[p][i] - mean, x[p][i] - mean, squares);
+    const float inverse = rsqrtf(row_sum(squares, part[1]) * (1.f / COLUMNS) + eps);
 
 #pragma unroll
     for (int p = 0; p < PACKS; p++)
         if (active && p * ROW_THREADS + lane < COLUMNS / 8) {
             const Pack w = reinterpret_cast<const Pack*>(weight)[p * ROW_THREADS + lane];
             const Pack b = reinterpret_cast<const Pack*>(bias)[p * ROW_THREADS + lane];
+            Pack pack;
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                x[p].x[i] = scalar_t(fmaf((float(x[p].x[i]) - mean) * inverse, float(w.x[i]), float(b.x[i])));
-            packs[p * ROW_THREADS + lane] = x[p];
+                pack.x[i] = scalar_t(fmaf((x[p][i] - mean) * inverse, float(w.x[i]), float(b.x[i])));
+            packs[p * ROW_THREADS + lane] = pack;
         }
 }
