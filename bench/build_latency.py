@@ -261,9 +261,9 @@ def markdown(report: Report) -> str:
         f"- `{report.command}`, {report.measured_at}",
         f"- host: {report.host}, load average {report.load:.1f}; device: {report.device}",
         f"- {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
-        f"- milliseconds, median of {report.repeats} distinct texts for each specialisation of the search workloads, in "
-        f"brackets the slowest specialisation; nvcc and load_inline (one build) compile the first workload's; the first "
-        f"build of a process takes {milliseconds(report.cold_start_s)} ms",
+        f"- milliseconds, median of {report.repeats} distinct texts for each specialisation of the search workloads, "
+        "in brackets the slowest specialisation; nvcc and load_inline (one build) compile the first workload's; "
+        f"the first build of a process takes {milliseconds(report.cold_start_s)} ms",
         "- –: not measured, or a constraint of the seed excludes the architecture",
         "",
         f"| {' | '.join(header)} |",

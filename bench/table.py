@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from statistics import quantiles
 
 from archive import Archive
 from sandbox import statistics
@@ -24,7 +25,11 @@ LEGEND = """\
 Each row is the confirmed candidate that is fastest on the workload: measured again after it had won, on fresh inputs,
 interleaved with every baseline. Latencies are medians; ratios are baseline over candidate with a 95 % interval over
 rounds, so below 1 the candidate loses. Roofline: floor time at peak rates over measured time.
+
+† The baseline was unsteady: its rounds spread over more than 3 % where a device-bound measurement spreads over less
+than 1 %. Its time held gaps in which the GPU waited for the host, so the ratio is an upper bound and no claim.
 """
+UNSTEADY = 0.03
 
 Found = tuple[Candidate, Judgement, Passed]
 
@@ -60,15 +65,21 @@ def section(task: str, passed: list[Found], judged: list[Judgement]) -> Iterator
     counts = ", ".join(f"{count} {status}" for status, count in verdicts.most_common())
     confirmed = [found for found in passed if found[2].confirmed]
     yield f"## {task}\n\n{sum(verdicts.values())} candidates judged ({counts}), {len(confirmed)} confirmed.\n"
-    overall = min(confirmed, key=lambda found: -found[2].speedup["eager"].ratio)
-    means = ", ".join(f"{name} {ratio(interval)}" for name, interval in sorted(overall[2].speedup.items()))
-    yield f"Best single candidate over all workloads (geometric means): {overall[0].note}: {means}.\n"
+    overall = min(confirmed, key=lambda found: found[2].latency_ms)
+    means = [f"{name} {mean(overall[2], name, interval)}" for name, interval in sorted(overall[2].speedup.items())]
+    yield f"Best single candidate over all workloads (geometric means): {overall[0].note}: {', '.join(means)}.\n"
     yield "| workload | candidate | ms (95 %) | roofline | × eager | × compile | libraries and others |"
     yield "|---|---|---|---|---|---|---|"
     for workload in [timing.workload for timing in overall[2].timings]:
         winner = min(confirmed, key=partial(cost_on, workload=workload))
         yield row(winner[0], timing_of(winner[2], workload))
     yield ""
+
+
+def mean(passed: Passed, name: str, interval: Interval) -> str:
+    """A geometric mean over workloads, marked where one of its baselines was unsteady."""
+    known = [m for t in passed.timings for key, m in t.baselines.items() if key == name or key.startswith(f"{name}:")]
+    return ratio(interval) + (" †" if any(spread(measured) > UNSTEADY for measured in known) else "")
 
 
 def row(candidate: Candidate, timing: Timing) -> str:
@@ -91,7 +102,14 @@ def against(timing: Timing, name: str) -> str:
     if name not in timing.baselines:
         return "–"
     baseline = timing.baselines[name]
-    return f"{ratio(paired(baseline, timing.candidate))} [{baseline.median_ms:.4g} ms]"
+    mark = " †" if spread(baseline) > UNSTEADY else ""
+    return f"{ratio(paired(baseline, timing.candidate))} [{baseline.median_ms:.4g} ms]{mark}"
+
+
+def spread(measured: Measurement) -> float:
+    """Interquartile range of the rounds over their median."""
+    low, _, high = quantiles(measured.rounds_ms, n=4)
+    return (high - low) / measured.median_ms
 
 
 def paired(baseline: Measurement, candidate: Measurement) -> Interval:
@@ -108,9 +126,8 @@ def timing_of(passed: Passed, workload: str) -> Timing:
 
 
 def cost_on(found: Found, workload: str) -> float:
-    """Latency over eager's, which ran side by side."""
-    timing = timing_of(found[2], workload)
-    return timing.candidate.median_ms / timing.baselines["eager"].median_ms
+    """Latency."""
+    return timing_of(found[2], workload).candidate.median_ms
 
 
 if __name__ == "__main__":
