@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from agent.fitness import misfit
 from sandbox import plan
 from sandbox.contract import Artifact, Candidate, Device, Record, Task, Workload
-from sandbox.errors import PlanError
 from sandbox.toolchain import CompileFailed, Toolchain
 
 
@@ -36,14 +36,18 @@ class BuildReport(Record):
     kernels: tuple[KernelReport, ...] = ()
     log: str = ""
     """The compiler's message, where it failed."""
-    unfit: str = ""
-    """Why it compiles and still cannot be launched on this GPU; empty where it can."""
+    excluded: str = ""
+    """Why a run on this device passes the seed over, in which case it is not compiled."""
 
 
 def build_all(task: Task, seeds: list[Candidate], device: Device, toolchain: Toolchain) -> Iterator[BuildReport]:
-    """A report for every seed and distinct specialisation."""
+    """A report for every distinct specialisation of every seed, one for a seed that does not suit the device."""
     for seed in seeds:
         own = plan.parse(seed.source, task)
+        if why := misfit(task, own, seed.tunables, device):
+            names = tuple(workload.name for workload in task.workloads)
+            yield BuildReport(seed=seed.note, arch=device.arch, workloads=names, ok=True, excluded=why)
+            continue
         groups: dict[tuple[tuple[str, str], ...], list[Workload]] = {}
         for workload in task.workloads:
             definitions = plan.macros(task, own, workload, seed.tunables)
@@ -66,13 +70,9 @@ def _build(
         artifact = toolchain.build(seed.source, task.target, macros, device.arch)
     except CompileFailed as exc:
         return BuildReport(seed=seed.note, arch=device.arch, workloads=names, ok=False, log=exc.log)
-    launches: list[plan.ResolvedLaunch] = []
-    unfit = ""
-    for workload in workloads:
-        try:
-            launches += plan.resolve(own, task, workload, seed.tunables, device).launches
-        except PlanError as exc:
-            unfit = str(exc)
+    launches = [
+        launch for workload in workloads for launch in plan.resolve(own, task, workload, seed.tunables, device).launches
+    ]
     return BuildReport(
         seed=seed.note,
         arch=device.arch,
@@ -80,7 +80,6 @@ def _build(
         ok=True,
         cached=artifact.cached,
         seconds=artifact.seconds,
-        unfit=unfit,
         kernels=_kernels(artifact, launches, device, toolchain),
     )
 

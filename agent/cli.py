@@ -6,7 +6,7 @@ Heavy modules are imported by the commands that need them, so that --help and `t
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import typer
 
@@ -14,16 +14,18 @@ from agent.commands import candidates, machine, search
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
 
+# The base of BadParameter: typer exports no name for it, and which library defines it depends on typer's version.
+UsageError: type[typer.BadParameter] = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+
 app = typer.Typer(
     name="warpsmith",
     help="Searches for fast kernels, judges them honestly, and ships the winners.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 tasks = typer.Typer(help="List the tasks, or show one.", invoke_without_command=True)
-archive = typer.Typer(help="Move an archive between machines.", no_args_is_help=True)
+archive = typer.Typer(help="Move an archive between machines.")
 
 app.command(epilog=EXIT_CODES)(search.run)
 app.command(epilog=EXIT_CODES)(search.resume)
@@ -43,8 +45,23 @@ archive.command("import")(candidates.import_archive)
 def main() -> NoReturn:
     """Run the command line and exit with a documented code."""
     try:
-        app(prog_name="warpsmith")
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="warpsmith", standalone_mode=False) or 0)
+    except UsageError as exc:
+        _fail(_one_line(exc), 2)
+    except BadInput as exc:
+        _fail(str(exc), 2)
     except WarpsmithError as exc:
-        err.print(f"error: {exc}", style="bold red", soft_wrap=True)
-        sys.exit(2 if isinstance(exc, BadInput) else 3)
-    sys.exit(0)
+        _fail(str(exc), 3)
+    except typer.Abort:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(f"error: {message}", style="bold red", soft_wrap=True)
+    sys.exit(code)
+
+
+def _one_line(exc: typer.BadParameter) -> str:
+    """What is wrong with the command line, and where its help is."""
+    message = " ".join(exc.format_message().split()).removesuffix(".").replace("Value error, ", "")
+    return f"{message}; see `{exc.ctx.command_path} --help`" if exc.ctx else message

@@ -36,7 +36,7 @@ class Budget(BaseModel):
 
     evals: int = Field(default=32, ge=1)
     """Judged candidates."""
-    seconds: float = Field(default=240.0, gt=0)
+    seconds: float = Field(default=160.0, gt=0)
     """Time spent proposing and judging, over all resumptions."""
     usd: float = Field(default=5.0, ge=0)
     """Paid to model endpoints. A proposer that costs nothing never reaches it."""

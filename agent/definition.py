@@ -5,6 +5,7 @@ Not covered: finding task folders and the kernels in them (tasks).
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections import Counter
@@ -83,6 +84,31 @@ def _first_fault(exc: ValidationError) -> str:
 
 
 # ---------------------------------------------------------------- checks
+
+
+def check_reference(file: Definition, path: Path) -> None:
+    """TaskError where reference.py does not parse, or `reference` does not take the task's tensors and scalars.
+
+    Parsed and never run: that is for the trusted reference process.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as exc:
+        raise TaskError(f"{path}: line {getattr(exc, 'lineno', 0)}: {getattr(exc, 'msg', exc)}") from exc
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "reference"]
+    tensors = [tensor.name for tensor in (*file.inouts, *file.inputs)]
+    wanted = f"reference({', '.join([*tensors, *(['*', *(s.name for s in file.scalars)] if file.scalars else [])])})"
+    if not functions and b"reference" in path.read_bytes():
+        return  # An alias or an import: only running it would tell.
+    if not functions:
+        raise TaskError(f"{path}: no function reference; wanted def {wanted}")
+    taken = functions[-1].args
+    positional = [*taken.posonlyargs, *taken.args]
+    keywords = {argument.arg for argument in (*taken.args, *taken.kwonlyargs)}
+    missing = [scalar.name for scalar in file.scalars if scalar.name not in keywords and not taken.kwarg]
+    if missing or (len(positional) < len(tensors) and not taken.vararg):
+        got = ast.unparse(taken)
+        raise TaskError(f"{path}: line {functions[-1].lineno}: got reference({got}), wanted {wanted}")
 
 
 def _check_names(file: Definition, path: Path) -> None:

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent import render
+from agent import words
 from agent.config import Budget
 from agent.session import Announcement
 from agent.steps import Composed, Ended, Event, Judging, Settled, Spent
@@ -43,7 +43,7 @@ def advanced(board: Board, event: Event) -> Board:
     """The board after an event."""
     if isinstance(event, Judging):
         verb = "confirming" if event.confirming else "judging"
-        return replace(board, stage=f"{verb} {render.label(event.candidate)}")
+        return replace(board, stage=f"{verb} {words.label(event.candidate)}")
     if isinstance(event, Settled):
         best = event if _faster(event, board.best) else board.best
         return replace(board, spent=event.spent, best=best, last=(*board.last, event)[-KEPT:], stage="proposing")
@@ -80,6 +80,7 @@ def announcement_lines(announced: Announcement) -> list[str]:
         f"run {announced.run}: {announced.task} ({announced.summary})",
         f"target {announced.target} on {announced.device}",
         f"proposer {announced.proposer} ({announced.why}), from {announced.seeds} seed kernels",
+        *(f"passed over on this device: {note} ({why})" for note, why in announced.passed_over.items()),
         f"budget {budget.evals} evaluations, {budget.seconds:.0f} s, {budget.usd:.2f} USD; archive {announced.archive}",
     ]
 
@@ -88,7 +89,7 @@ def event_line(event: Event) -> str | None:
     """An event as one line; None where it needs none."""
     if isinstance(event, Settled):
         count = "confirm" if event.confirming else f"{event.spent.evals:>5}  "
-        return f"{count} {render.verdict_words(event.judgement)}  {render.label(event.candidate)}" + (
+        return f"{count} {words.verdict_words(event.judgement)}  {words.label(event.candidate)}" + (
             "  (from the archive)" if event.reused else ""
         )
     if isinstance(event, Ended):
@@ -157,13 +158,20 @@ class Panel(Lines):
 def panel(board: Board, wall_seconds: float) -> RenderableType:
     """Budget bars, the best so far, the last verdicts, what is being done."""
     eta = eta_seconds(board)
-    words = f"{board.stage} · {wall_seconds:.0f} s" + (f" · about {eta:.0f} s of search left" if eta else "")
+    left = f", about {eta:.0f} s of search left" if eta else ""
+    status = f"{wall_seconds:.0f} s{left} · {board.stage}"
     parts: list[RenderableType] = [_bars(board)]
     if board.best is not None:
-        best = board.best
-        parts.append(_line(f"best    {render.verdict_words(best.judgement)}  {render.label(best.candidate)}"))
-    parts += [_line(line, "dim") for event in board.last if (line := event_line(event))]
-    return Group(*parts, _line(words, "cyan"))
+        parts.append(_line(f" best  {_in_brief(board.best)}", "bold"))
+    for settled in board.last:
+        lead = "again" if settled.confirming else f"{settled.spent.evals:>5}"
+        parts.append(_line(f"{lead}  {_in_brief(settled)}", "dim"))
+    return Group(*parts, _line(status, "cyan"))
+
+
+def _in_brief(settled: Settled) -> str:
+    """Without the id, which the leaderboard gives: at 80 columns the note is what tells candidates apart."""
+    return f"{words.brief(settled.judgement)}  {settled.candidate.note or settled.candidate.operator}"
 
 
 def _line(text: str, style: str = "") -> Text:

@@ -6,7 +6,6 @@ Not covered: JSON, which is the records themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +14,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from sandbox.contract import Candidate, Interval, Judgement, Passed, Task, Timing
+from agent.boards import leaderboard
+from agent.words import NAMED, label, milliseconds, percent, ratio, reason, short, tunables, verdict_words
+from sandbox.contract import Candidate, Judgement, Passed, Task, Timing
 
 if TYPE_CHECKING:
     from agent.building import BuildReport
@@ -24,105 +25,10 @@ if TYPE_CHECKING:
     from agent.tasks import Overview
     from archive import ImportReport, Row
 
-NAMED = ("eager", "compile", "library")
-"""The baselines every leaderboard shows."""
-WIDE = 130
-"""Columns from which on a leaderboard says who proposed and when."""
-ID_LENGTH = 10
 LOG_LINES = 12
-
-
-def short(candidate_id: str) -> str:
-    """The first digits of an id, enough to type."""
-    return candidate_id[:ID_LENGTH]
-
-
-def label(candidate: Candidate) -> str:
-    """A candidate in a few words."""
-    return f"{short(candidate.id)} {candidate.note or candidate.operator}"
-
-
-def times(interval: Interval | None) -> str:
-    """A speedup with its confidence interval."""
-    return f"{interval.ratio:.2f} ({interval.low:.3g}–{interval.high:.3g})" if interval else "–"
-
-
-def milliseconds(ms: float) -> str:
-    return f"{ms:.4f}" if ms < 0.1 else f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
-
-
-def verdict_words(judgement: Judgement) -> str:
-    """A verdict on one line."""
-    verdict = judgement.verdict
-    if isinstance(verdict, Passed):
-        against = " ".join(f"{name} {i.ratio:.2f}×" for name, i in verdict.speedup.items() if ":" not in name)
-        return f"Passed {milliseconds(verdict.latency_ms)} ms {against}".rstrip()
-    return f"{verdict.status} {first_line(reason(judgement))}"
-
-
-def reason(judgement: Judgement) -> str:
-    """Why a candidate did not pass, in full; empty where it did."""
-    verdict = judgement.verdict
-    match verdict.status:
-        case "Passed":
-            return ""
-        case "BuildFailed":
-            return verdict.log
-        case "LaunchFailed":
-            return f"{verdict.workload}: {verdict.reason}"
-        case "Incorrect":
-            return f"{verdict.workload}, {verdict.distribution}: {verdict.rule}: {verdict.evidence}"
-        case "TimedOut":
-            return f"{verdict.stage} after {verdict.seconds:.0f} s"
-        case "Cheated":
-            return f"{verdict.rule}: {verdict.evidence}"
-
-
-def first_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if "error" in line.lower()] or text.strip().splitlines()
-    return lines[0][:100] if lines else ""
-
-
-# ---------------------------------------------------------------- leaderboard
-
-
-def leaderboard(rows: Sequence[Row], width: int, limit: int | None = None) -> RenderableType:
-    """One table for each task, target and device; rows come best first. `width` is the console's, in columns."""
-    if not rows:
-        return Text("nothing has passed yet")
-    boards = groupby(rows, key=lambda row: (row.task, row.target, row.device))
-    return Group(*(_board(key, list(board), limit, width >= WIDE) for key, board in boards))
-
-
-def _board(key: tuple[str, str, str], rows: Sequence[Row], limit: int | None, wide: bool) -> Table:
-    shown = rows[:limit]
-    more = f", best {len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
-    table = Table(title=f"{' · '.join(key)}{more}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    table.collapse_padding, table.pad_edge = True, False
-    table.caption = "× geometric mean over workloads (95 % interval); ✓ measured again on fresh data"
-    table.caption_justify = "left"
-    numbers = {"#": 4, "ms": 5, **{f"× {name}": 16 for name in NAMED}, "roof": 5, "depth": 5}
-    for name, least in numbers.items():
-        table.add_column(name, justify="right", no_wrap=True, min_width=least)
-    for name in ("candidate", *(("by", "when (UTC)") if wide else ())):
-        table.add_column(name, no_wrap=True, min_width=ID_LENGTH)
-    table.add_column("what", no_wrap=True)
-    for place, row in enumerate(shown, start=1):
-        table.add_row(*_cells(place, row, wide))
-    return table
-
-
-def _cells(place: int, row: Row, wide: bool) -> Iterator[str]:
-    yield from (f"{place} ✓" if row.confirmed else f"{place}  ", milliseconds(row.latency_ms))
-    yield from (times(row.speedup.get(name)) for name in NAMED)
-    yield from (percent(row.roofline_share), str(row.depth), short(row.candidate))
-    if wide:
-        yield from (row.proposer, row.judged_at[:16].replace("T", " "))
-    yield row.note
+BUILD_LEGEND = (
+    "registers a thread; spills and shared memory in bytes a thread and a block; occupancy: share of warp slots"
+)
 
 
 # ---------------------------------------------------------------- one candidate
@@ -138,10 +44,6 @@ def candidate_page(candidate: Candidate, judgements: Sequence[Judgement], lineag
     facts.add_row("lineage", " → ".join(label(c) for c in lineage))
     pages = [part for judgement in judgements for part in _judgement_parts(judgement)]
     return Group(facts, *(pages or [Text("not judged yet")]), Text(), source(candidate))
-
-
-def tunables(values: dict[str, int]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items()) or "none"
 
 
 def source(candidate: Candidate) -> RenderableType:
@@ -161,23 +63,22 @@ def _judgement_parts(judgement: Judgement) -> Iterator[RenderableType]:
 
 def timings(measured: Iterable[Timing]) -> Table:
     """Latency of the candidate and each baseline, by workload, in milliseconds."""
-    rows = list(measured)
-    baselines = list(dict.fromkeys(name for timing in rows for name in timing.baselines))
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
-    table.add_column("workload")
-    for name in ("ms", "95 %", "roof", *baselines):
-        table.add_column(name, justify="right")
-    for timing in rows:
+    table = _table()
+    table.add_column("workload", overflow="fold")
+    for name in ("ms", "95 %", "roof"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("baselines, fastest first", overflow="fold")
+    for timing in measured:
         own = timing.candidate
-        others = (timing.baselines.get(name) for name in baselines)
-        table.add_row(
-            timing.workload,
-            milliseconds(own.median_ms),
-            f"{milliseconds(own.low_ms)}–{milliseconds(own.high_ms)}",
-            percent(timing.roofline_share),
-            *(milliseconds(other.median_ms) if other else "–" for other in others),
-        )
+        interval = f"{milliseconds(own.low_ms)}–{milliseconds(own.high_ms)}"
+        numbers = (milliseconds(own.median_ms), interval, percent(timing.roofline_share))
+        table.add_row(timing.workload, *numbers, _baselines(timing))
     return table
+
+
+def _baselines(timing: Timing) -> str:
+    ordered = sorted(timing.baselines.items(), key=lambda item: item[1].median_ms)
+    return ", ".join(f"{name}\u00a0{milliseconds(measured.median_ms)}" for name, measured in ordered)
 
 
 # ---------------------------------------------------------------- runs, differences, builds, machines
@@ -186,7 +87,8 @@ def timings(measured: Iterable[Timing]) -> Table:
 def outcome(outcome: Outcome, width: int) -> RenderableType:
     """The last lines of a run."""
     verdicts = ", ".join(f"{count} {status}" for status, count in outcome.verdicts.items())
-    lines = [f"run {outcome.run} {outcome.status}: {outcome.evals} judged ({verdicts}) in {outcome.seconds:.0f} s"]
+    how = "interrupted" if outcome.status == "drained" else outcome.status
+    lines = [f"run {outcome.run} {how}: {outcome.evals} judged ({verdicts}) in {outcome.seconds:.0f} s"]
     lines += [_winner(workload, winner, outcome.leaderboard) for workload, winner in outcome.winners.items()]
     if outcome.composed:
         lines.append(f"composed extension: {outcome.composed}")
@@ -199,7 +101,7 @@ def _winner(workload: str, winner: str, board: Sequence[Row]) -> str:
     found = next((entry for entry in measured if entry.workload == workload), None)
     if found is None:
         return f"  {workload}: {short(winner)}"
-    against = ", ".join(f"{found.speedup[name]:.2f}× {name}" for name in NAMED if name in found.speedup)
+    against = ", ".join(f"{ratio(found.speedup[name])}× {name}" for name in NAMED if name in found.speedup)
     return f"  {workload}: {short(winner)} {milliseconds(found.latency_ms)} ms, {against}"
 
 
@@ -209,25 +111,35 @@ def difference(tunables: dict[str, list[int | None]], lines: Sequence[str]) -> R
     return Syntax(text, "diff", background_color="default", word_wrap=True) if text else Text("no difference")
 
 
-def builds(reports: Sequence[BuildReport]) -> RenderableType:
-    """One row for each kernel of each specialisation."""
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+def builds(title: str, reports: Sequence[BuildReport]) -> RenderableType:
+    """One row for each kernel of each specialisation; what was not built stands below, with the reason."""
+    table = _table()
     for name in ("seed", "kernel", "for"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("registers", "spills", "smem", "threads", "occupancy", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for report in reports:
-        seconds = f"{report.seconds:.3f}{' (cached)' if report.cached else ''}"
-        if not report.ok:
-            table.add_row(report.seed, "failed", _served(report.workloads), style="red")
-        for kernel in report.kernels:
-            sizes = (kernel.registers, kernel.spill_bytes, kernel.smem_bytes, kernel.threads)
-            names = (report.seed, kernel.kernel, _served(report.workloads))
-            occupancy = "does not fit" if report.unfit else percent(kernel.occupancy)
-            table.add_row(*names, *map(str, sizes), occupancy, seconds)
-        if report.ok and not report.kernels:
-            table.add_row(report.seed, "built", _served(report.workloads), *([""] * 5), seconds)
-    return table
+        _add_build(table, report)
+    excluded = [Text(f"excluded: {r.seed}: {r.excluded}", style="yellow") for r in reports if r.excluded]
+    return Group(Text(f"{title}\n", style="bold"), table, Text(), *excluded, Text(BUILD_LEGEND, style="dim"))
+
+
+def _add_build(table: Table, report: BuildReport) -> None:
+    served = _served(report.workloads)
+    seconds = "cached" if report.cached else f"{report.seconds:.3f}"
+    if report.excluded:
+        table.add_row(report.seed, "excluded", "this device: see below", style="dim")
+    elif not report.ok:
+        table.add_row(report.seed, "FAILED", served, style="red")
+    elif not report.kernels:
+        table.add_row(report.seed, "built", served, *["–"] * 5, seconds)
+    for kernel in report.kernels:
+        sizes = (kernel.registers, kernel.spill_bytes, kernel.smem_bytes, kernel.threads)
+        table.add_row(report.seed, kernel.kernel, served, *map(str, sizes), percent(kernel.occupancy), seconds)
+
+
+def _table() -> Table:
+    return Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
 
 
 def _served(workloads: Sequence[str]) -> str:
@@ -236,17 +148,18 @@ def _served(workloads: Sequence[str]) -> str:
 
 
 def findings(found: Sequence[Finding]) -> RenderableType:
+    """One line for each part, and below a missing one what is done without it."""
     table = Table.grid(padding=(0, 2))
     for finding in found:
-        table.add_row(
-            "✓" if finding.there else "–", finding.part, finding.detail, finding.instead and f"→ {finding.instead}"
-        )
+        table.add_row("✓" if finding.there else "–", finding.part, Text(finding.detail, overflow="fold"))
+        if finding.instead:
+            table.add_row("", "", Text(f"→ {finding.instead}", style="dim"))
     return table
 
 
 def task_table(found: Sequence[Overview]) -> RenderableType:
     """The list of tasks."""
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table = _table()
     for name in ("task", "what", "search workloads"):
         table.add_column(name)
     for task in found:

@@ -12,12 +12,12 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from agent import compose, graph, proposers, steps, tasks
+from agent import compose, fitness, graph, proposers, steps, tasks
 from agent.config import RunConfig
 from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
 from archive import Archive, Row, Run, rows
 from sandbox import devices
-from sandbox.contract import Record, Task
+from sandbox.contract import Candidate, Device, Record, Task
 from sandbox.errors import BadInput
 from sandbox.judge import Judge
 from sandbox.toolchain import Toolchain
@@ -63,6 +63,8 @@ class Announcement(Record):
     why: str
     archive: str
     seeds: int
+    passed_over: dict[str, str]
+    """Seed kernels that do not suit the device, and why."""
     config: RunConfig
 
 
@@ -83,7 +85,7 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     device = devices.detect(config.target)
     config = _absolute(config)
     task = tasks.load(config.task, device.target)
-    tasks.seeds(task)
+    suitable(task, device)
     _require_writable(config.out)
     with Archive.open(config.archive) as archive:
         run = Run(
@@ -123,13 +125,15 @@ def _search(
     on_drain: Callable[[], None],
 ) -> Outcome:
     proposer, why = proposers.choose(config.proposer)
-    device, seeds = devices.detect(task.target), tasks.seeds(task)
+    device = devices.detect(task.target)
+    seeds, unsuitable = suitable(task, device)
     announce(
         Announcement(
             run=run.id,
             summary=task.summary,
             archive=archive.location,
             seeds=len(seeds),
+            passed_over=unsuitable,
             config=config,
             why=why,
             proposer=proposer,
@@ -155,6 +159,16 @@ def _search(
         )
         status = graph.run(clients, run.id, graph.checkpoint_path(archive.location), on_drain)
     return outcome(archive, run.id, status, proposer, seen)
+
+
+def suitable(task: Task, device: Device) -> tuple[list[Candidate], dict[str, str]]:
+    """The seeds to start from, and why the others do not suit the device. BadInput where none is left."""
+    seeds = tasks.seeds(task)
+    unsuitable = fitness.passed_over(task, seeds, device)
+    if len(unsuitable) == len(seeds):
+        reasons = "; ".join(f"{note}: {why}" for note, why in unsuitable.items())
+        raise BadInput(f"no seed kernel of task {task.name!r} suits {device.name}: {reasons}")
+    return [seed for seed in seeds if seed.note not in unsuitable], unsuitable
 
 
 def _compose(task: Task, winners: Winners, tools: Toolchain, judge: Judge, out: Path) -> Composition:

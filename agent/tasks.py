@@ -58,6 +58,7 @@ def load(name_or_path: str, target: Target, roots: Sequence[Path] | None = None)
         if not (folder / name).is_file():
             raise TaskError(f"task {folder.name!r} has no {name} in {folder}")
     file = definition.read(folder / "task.toml")
+    definition.check_reference(file, folder / "reference.py")
     section = file.cuda if target == "cuda" else file.cpu
     if section is None:
         raise TaskError(f"task {file.name!r} has no [{target}] section in {folder / 'task.toml'}")

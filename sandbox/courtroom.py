@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from sandbox.contract import Device, Task, Workload
-from sandbox.errors import WorkerLost
+from sandbox.errors import TaskError, WorkerLost
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 from sandbox.plan import dtype_of, nbytes
 from sandbox.worker import wire
@@ -75,6 +75,8 @@ class Courtroom:
         self.failures: dict[str, str] = {}
         self.baselines: dict[str, list[str]] = {}
         self.blocks: dict[tuple[str, str], Block] = {}
+        self.latencies_ms: dict[str, dict[str, float]] = {}
+        """By workload and baseline, as last measured."""
         self._slots = 0
 
     def __enter__(self) -> Self:
@@ -108,10 +110,12 @@ class Courtroom:
     def ask(
         self, operation: str, timeout_s: float = _PREPARE_TIMEOUT_S, descriptors: Sequence[int] = (), **fields: Any
     ) -> Any:
-        """Ask the referee; it is ours, so whatever goes wrong is WorkerLost."""
+        """Ask the referee; whatever goes wrong is WorkerLost, or TaskError where it was the task's reference.py."""
         try:
             return self.referee.ask(operation, timeout_s, descriptors, **fields)
         except (PeerDied, PeerTimedOut) as exc:
+            if operation in ("open", "prepare") and f"{self.task.folder}/reference.py" in self._last_words():
+                raise TaskError(f"{self.task.folder}/reference.py: {self._last_words().splitlines()[-1]}") from exc
             raise WorkerLost(
                 f"the referee process failed in {operation!r}: {exc}\n{self._last_words()}".rstrip()
             ) from exc

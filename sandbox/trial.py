@@ -198,6 +198,8 @@ class Trial:
             for subject, values in results.items()
         }
         candidate = measured.pop("candidate")
+        seen = self.room.latencies_ms.setdefault(workload.name, {})
+        seen.update({name: baseline.median_ms for name, baseline in measured.items()})
         share = self._roofline_share(workload, candidate.median_ms)
         return Timing(
             workload=workload.name, candidate=candidate, baselines=measured, roofline_share=share, wall_ms=wall_ms

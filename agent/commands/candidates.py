@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent import render
+from agent import boards, render, words
 from agent.commands.options import ArchivePath, Json, TaskName, location, open_archive, out, print_json
 from sandbox.contract import Target
 
@@ -17,7 +17,7 @@ def leaderboard(
     task: TaskName = None,
     target: Annotated[Target | None, typer.Option()] = None,
     device: Annotated[str | None, typer.Option(help="Name of a GPU or CPU.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most rows of a table; --json prints all.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows of a table; --json prints all.")] = 20,
     archive: ArchivePath = None,
     as_json: Json = False,
 ) -> None:
@@ -25,11 +25,14 @@ def leaderboard(
     from archive import rows
 
     with open_archive(location(archive)) as opened:
-        found = rows(opened, task, target, device)
+        found, held_in = rows(opened, task, target, device), opened.location
     if as_json:
         print_json([row.model_dump(mode="json") for row in found])
+    elif found:
+        out.print(boards.leaderboard(found, out.width, limit))
     else:
-        out.print(render.leaderboard(found, out.width, limit))
+        asked = " · ".join(part for part in (task, target, device) if part)
+        out.print(f"nothing has passed yet{asked and f' for {asked}'} in {held_in}", soft_wrap=True)
 
 
 def show(
@@ -67,7 +70,7 @@ def diff(
     changed = {n: [before.tunables.get(n), after.tunables.get(n)] for n in names}
     changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
     lines = difflib.unified_diff(
-        before.source.splitlines(), after.source.splitlines(), render.label(before), render.label(after), lineterm=""
+        before.source.splitlines(), after.source.splitlines(), words.label(before), words.label(after), lineterm=""
     )
     if as_json:
         print_json({"old": before.id, "new": after.id, "tunables": changed, "diff": "\n".join(lines)})

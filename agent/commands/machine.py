@@ -55,17 +55,19 @@ def build(
 
     if not task:
         raise BadInput(NO_TASK)
+    if arch and target != "cuda":
+        raise BadInput(f"--arch {arch} is for target 'cuda'; target {target!r} builds for this machine")
     found = tasks.load(task, target)
-    device = devices.cross(arch) if arch and target == "cuda" else devices.detect(target)
+    device = devices.cross(arch) if arch else devices.detect(target)
     with session.toolchain() as toolchain:
         reports = list(building.build_all(found, tasks.seeds(found), device, toolchain))
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:
-        out.print(render.builds(reports))
+        out.print(render.builds(f"{found.name} · {target} · {device.name} · {device.arch}", reports))
         for report in reports:
-            if trouble := report.log or report.unfit:
-                err.print(f"{report.seed}: {trouble}")
+            if report.log:
+                err.print(f"{report.seed}, {report.workloads[0]}:\n{report.log.rstrip()}", soft_wrap=True)
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
@@ -83,3 +85,7 @@ def doctor(archive: ArchivePath = None, as_json: Json = False) -> None:
         out.print(render.findings(found))
     if not able(found):
         raise Infrastructure("no run is possible on this machine as it is")
+    if not as_json:
+        there = {finding.part: finding.there for finding in found}
+        device = "the GPU" if there["gpu"] else "the CPU"
+        out.print(f"\na run is possible: `warpsmith run --task attention` searches on {device}", soft_wrap=True)

@@ -6,6 +6,7 @@ Results go to stdout, progress and errors to stderr; with --json stdout holds on
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +19,13 @@ from agent import config as configuration
 if TYPE_CHECKING:
     from archive import Archive
 
-EXIT_CODES = """\
-Exit codes: 0 done · 1 nothing passed, or something did not build · 2 bad input · 3 this machine failed us, the run can
-be resumed · 130 interrupted, the run can be resumed."""
+EXIT_CODES = (
+    "Exit codes: 0 done · 1 nothing passed, or something did not build · 2 bad input · "
+    "3 this machine failed us, the run can be resumed · 130 interrupted, the run can be resumed."
+)
 
 # A pipe or a file has no width of its own; tables should not be squeezed into 80 columns there.
-PIPE_WIDTH = None if sys.stdout.isatty() else 170
+PIPE_WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
 
 out = Console(highlight=False, markup=False, emoji=False, width=PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)

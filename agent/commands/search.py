@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from agent.commands.options import (
     out,
     print_json,
 )
+from sandbox.errors import Infrastructure
 
 if TYPE_CHECKING:
     from agent.session import Outcome
@@ -63,6 +65,10 @@ def run(
             outcome = session.start(wanted, shown.announce, shown.report, lambda: shown.say(DRAINING))
         except KeyboardInterrupt:
             _interrupted(shown.run, wanted.archive)
+        except Infrastructure:
+            if shown.run:
+                shown.say(_how_to_resume(shown.run, wanted.archive))
+            raise
     _finish(outcome, wanted.archive, as_json)
 
 
@@ -72,7 +78,7 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a run that was interrupted or killed. Nothing that was judged is judged again."""
-    from agent import session
+    from agent import proposers, session
     from agent.progress import display
 
     where = location(archive)
@@ -80,12 +86,16 @@ def resume(
         found = opened.run(run_id)
         if found.status == "finished":
             shown.say(f"run {found.id} is finished: there is nothing to resume")
-            outcome = session.outcome(opened, found.id, "finished", str(found.config.get("proposer", "")), [])
+            asked = str(found.config.get("proposer", "auto"))
+            outcome = session.outcome(opened, found.id, "finished", proposers.choose(asked)[0], [])
         else:
             try:
                 outcome = session.resume(opened, found, shown.announce, shown.report, lambda: shown.say(DRAINING))
             except KeyboardInterrupt:
                 _interrupted(found.id, where)
+            except Infrastructure:
+                shown.say(_how_to_resume(found.id, where))
+                raise
     _finish(outcome, where, as_json)
 
 
@@ -101,6 +111,9 @@ def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
 
 
 def _interrupted(run_id: str | None, archive: str) -> NoReturn:
-    how = f"resume with: warpsmith resume {run_id} --archive {archive}" if run_id else "interrupted before a run began"
-    err.print(how, soft_wrap=True)
+    err.print(_how_to_resume(run_id, archive) if run_id else "interrupted before a run began", soft_wrap=True)
     raise typer.Exit(130)
+
+
+def _how_to_resume(run_id: str, archive: str) -> str:
+    return f"nothing judged is lost; resume with: warpsmith resume {run_id} --archive {shlex.quote(archive)}"

@@ -17,10 +17,10 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from agent.fitness import misfit
 from agent.proposers import History
 from sandbox import plan
 from sandbox.contract import Candidate, Device, Passed, Task, Verdict, candidate_id
-from sandbox.errors import PlanError
 
 EXPLORATION = 1.0
 """Weight of the bandit's bonus, in natural-log speedup: a source twice as slow as the best still gets a few trials."""
@@ -108,13 +108,7 @@ class Tuner:
 
     def _allowed(self, arm: _Arm, tunables: dict[str, int]) -> bool:
         """Whether the source's constraints hold and every launch fits the device."""
-        own = self.plans[arm.seed.id]
-        try:
-            for workload in self.task.workloads:
-                plan.resolve(own, self.task, workload, tunables, self.device)
-            return plan.allowed(own, self.task, tunables, self.device)
-        except PlanError:
-            return False
+        return not misfit(self.task, self.plans[arm.seed.id], tunables, self.device)
 
 
 def _most_promising(arms: Sequence[_Arm], planned: Mapping[str, int]) -> _Arm:

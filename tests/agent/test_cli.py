@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def test_archive_comes_from_the_environment_too(archive: str) -> None:
 
 def test_leaderboard_for_people_has_intervals_and_no_colour(archive: str) -> None:
     done = warpsmith("leaderboard", "--archive", archive)
-    assert "4.00 (3.9–4.1)" in done.stdout
+    assert "4.00 (3.90–4.10)" in done.stdout
     assert "\x1b" not in done.stdout
 
 
@@ -209,12 +211,20 @@ def test_doctor_knows_the_key_but_does_not_tell_it() -> None:
         (["show", "feed"], "has no candidate 'feed'"),
         (["build", "--task", "vector_add", "--arch", "sm_1"], "unknown architecture 'sm_1'"),
         (["archive", "import", "missing.jsonl"], "missing.jsonl"),
+        (["build", "--task", "vector_add", "--target", "cpu", "--arch", "sm_86"], "--arch sm_86 is for target 'cuda'"),
+        (["run", "--target", "gpu"], "'gpu' is not one of 'auto', 'cuda', 'cpu'; see `warpsmith run --help`"),
+        (["run", "--budget-evals", "many"], "Invalid value for '--budget-evals'"),
+        (["run", "--budget"], "No such option: --budget"),
+        (["leaderboard", "--limit", "0"], "Invalid value for '--limit'"),
+        (["leadrboard"], "No such command 'leadrboard'"),
+        (["archive"], "Missing command; see `warpsmith archive --help`"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(arguments: list[str], message: str) -> None:
     done = warpsmith(*arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -226,6 +236,54 @@ def test_archive_that_cannot_be_used_is_exit_code_3(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "broken.db" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_archive_of_a_newer_version_is_left_alone(archive: str) -> None:
+    with closing(sqlite3.connect(archive)) as database, database:
+        database.execute("UPDATE archive_version SET version_num = '9999'")
+    before = Path(archive).read_bytes()
+    done = warpsmith("leaderboard", "--archive", archive)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: archive ")
+    assert "A newer Warpsmith wrote it" in done.stderr
+    assert Path(archive).read_bytes() == before
+
+
+def test_damaged_import_changes_nothing(archive: str, tmp_path: Path) -> None:
+    file, other = tmp_path / "all.jsonl", str(tmp_path / "other.db")
+    printed_json("archive", "export", str(file), "--archive", archive)
+    file.write_bytes(file.read_bytes()[:-300])
+    done = warpsmith("archive", "import", str(file), "--archive", other)
+    assert done.returncode == 2
+    assert "cut short" in done.stderr
+    assert printed_json("leaderboard", "--archive", other) == []
+
+
+def test_without_a_compiler_the_run_stops_and_says_how_to_resume(toy_folder: Path, tmp_path: Path) -> None:
+    where = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": ""}
+    done = warpsmith("run", "--task", str(toy_folder), "--target", "cpu", "--archive", "a.db", "--json", **where)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "error: no C++ compiler" in done.stderr
+    assert "resume with: warpsmith resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = warpsmith("build", "--task", str(toy_folder), "--target", "cpu", **where)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: no C++ compiler")
+
+
+def test_seed_that_does_not_suit_the_architecture_is_shown_as_excluded() -> None:
+    done = warpsmith("build", "--task", "attention", "--arch", "sm_86")
+    assert done.returncode == 0
+    assert "excluded: 3_wgmma.cu: tune-if smem_optin > 200000" in done.stdout
+    reports = printed_json("build", "--task", "attention", "--arch", "sm_86")
+    (excluded,) = [report for report in reports if report["excluded"]]
+    assert (excluded["seed"], excluded["kernels"]) == ("3_wgmma.cu", [])
+
+
+def test_empty_leaderboard_says_where_it_looked(archive: str) -> None:
+    done = warpsmith("leaderboard", "--archive", archive, "--task", "mlp")
+    assert (done.returncode, done.stdout) == (0, f"nothing has passed yet for mlp in {archive}\n")
 
 
 def test_resuming_a_finished_run_says_so_and_succeeds(archive: str, candidates: list[Candidate]) -> None:

@@ -57,7 +57,7 @@ def test_panel_shows_budgets_best_last_verdicts_stage_and_eta() -> None:
     text = drawn(board)
     assert "2 / 10" in text
     assert "20 / 1000" in text
-    assert "best    Passed 4.000 ms eager 2.00× library 2.00×" in text
+    assert "best  4.000 ms 2.00× eager 2.00× library  1_[plain].cpp" in text
     assert "BuildFailed x.cpp:1: error: [bold]" in text
     assert "judging" in text
     assert "1_[plain].cpp" in text
@@ -80,6 +80,6 @@ def test_lines_are_written_where_there_is_no_terminal() -> None:
         shown.report(settled(passed(2.0)))
         shown.report(Ended("budget spent"))
     lines = file.getvalue().splitlines()
-    assert "Passed 4.000 ms eager 2.00× library 2.00×" in lines[0]
+    assert "Passed 4.000 ms 2.00× eager 2.00× library" in lines[0]
     assert "1_[plain].cpp" in lines[0]
     assert lines[1].startswith("search over: budget spent")

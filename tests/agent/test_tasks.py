@@ -58,6 +58,7 @@ def test_scalars_get_defaults_and_their_declared_type(toy_folder: Path) -> None:
     edit(toy_folder, "[cpu]", scalars)
     text = (toy_folder / "task.toml").read_text()
     (toy_folder / "task.toml").write_text(text.replace("} }", "}, scalars = { causal = 1 } }"))
+    edit(toy_folder, "(a, b)", "(a, b, *, eps, causal)", "reference.py")
     workload = tasks.load(str(toy_folder), "cpu").workloads[0]
     assert list(workload.scalars) == ["eps", "causal"]
     assert isinstance(workload.scalars["eps"], float)
@@ -72,6 +73,26 @@ def test_unknown_task_names_the_nearest() -> None:
 def test_missing_folder_is_named() -> None:
     with pytest.raises(TaskError, match=r"task folder \./nowhere does not exist"):
         tasks.load("./nowhere", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def reference(a, b: return", "line 1: invalid syntax"),
+        ("import torch\n", r"no function reference; wanted def reference\(a, b\)"),
+        ("def reference(a):\n    return a\n", r"line 1: got reference\(a\), wanted reference\(a, b\)"),
+    ],
+)
+def test_reference_that_cannot_serve_is_named_before_it_is_run(toy_folder: Path, text: str, message: str) -> None:
+    (toy_folder / "reference.py").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        tasks.load(str(toy_folder), "cpu")
+
+
+@pytest.mark.parametrize("text", ["def reference(*tensors):\n    return tensors[0]\n", "from other import reference\n"])
+def test_reference_may_be_written_in_other_ways(toy_folder: Path, text: str) -> None:
+    (toy_folder / "reference.py").write_text(text)
+    assert tasks.load(str(toy_folder), "cpu").name == "toy"
 
 
 @pytest.mark.parametrize("name", ["task.toml", "reference.py"])

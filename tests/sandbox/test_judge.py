@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.contract import Candidate, Fill, Passed, Task, TensorSpec, Verdict, Workload
 from sandbox.devices import detect
-from sandbox.errors import WorkerLost
+from sandbox.errors import TaskError, WorkerLost
 from sandbox.judge import Judge
 from sandbox.toolchain import Toolchain
 
@@ -193,12 +193,19 @@ def test_referee_that_dies_is_our_fault_and_not_the_candidates(tmp_path: Path, t
             judge.judge(task, candidate(LOOP))
 
 
-def test_reference_that_does_not_load_shows_its_traceback(tmp_path: Path, task: Task) -> None:
-    (tmp_path / "reference.py").write_text("import no_such_module\n")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def reference(total, x, y):\n    return x + y.missing\n", "AttributeError"),
+    ],
+)
+def test_reference_that_fails_is_bad_input(tmp_path: Path, task: Task, text: str, reason: str) -> None:
+    (tmp_path / "reference.py").write_text(text)
     with (
         Toolchain(tmp_path) as toolchain,
         Judge(detect("cpu"), toolchain) as judge,
-        pytest.raises(WorkerLost, match="no_such_module"),
+        pytest.raises(TaskError, match=f"reference.py: {reason}"),
     ):
         judge.open(task.model_copy(update={"folder": tmp_path}))
 

@@ -1,0 +1,106 @@
+"""Numbers and verdicts as a person reads them, in a few words or on one line.
+
+Numbers only come from records. Not covered: tables (boards, render).
+"""
+
+from __future__ import annotations
+
+import math
+
+from sandbox.contract import Candidate, Interval, Judgement, Passed
+
+NAMED = ("eager", "compile", "library")
+"""The baselines every leaderboard shows, in this order."""
+ID_LENGTH = 10
+
+
+def short(candidate_id: str) -> str:
+    """The first digits of an id, enough to type."""
+    return candidate_id[:ID_LENGTH]
+
+
+def label(candidate: Candidate) -> str:
+    """A candidate in a few words."""
+    return f"{short(candidate.id)} {candidate.note or candidate.operator}"
+
+
+def ratio(value: float) -> str:
+    """A speedup with two or three digits that mean something: 0.079, 0.79, 7.95, 79.5, 795."""
+    return f"{value:.{decimals(value)}f}"
+
+
+def times(interval: Interval | None) -> str:
+    """A speedup with its confidence interval, all three to the same decimals."""
+    if interval is None:
+        return "–"
+    low, high = bounds(interval)
+    return f"{ratio(interval.ratio)} ({low}–{high})"
+
+
+def bounds(interval: Interval) -> tuple[str, str]:
+    """The interval's ends, to the decimals of its ratio; the upper one of a single round is infinite."""
+    places = decimals(interval.ratio)
+    return f"{interval.low:.{places}f}", f"{interval.high:.{places}f}" if math.isfinite(interval.high) else "∞"
+
+
+def decimals(value: float) -> int:
+    return 3 if value < 0.0995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
+
+
+def milliseconds(ms: float) -> str:
+    """Three digits or more at any size."""
+    return f"{ms:.{5 if ms < 0.01 else 4 if ms < 0.1 else 3 if ms < 10 else 1}f}"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def against(judgement: Judgement) -> str:
+    """A passed candidate's speedups over the baselines that were timed; single library calls left out."""
+    verdict = judgement.verdict
+    if not isinstance(verdict, Passed):
+        return ""
+    names = [*NAMED, *(name for name in verdict.speedup if name not in NAMED and ":" not in name)]
+    measured = [(name, verdict.speedup[name]) for name in names if name in verdict.speedup]
+    return " ".join(f"{ratio(interval.ratio)}× {name}" for name, interval in measured)
+
+
+def brief(judgement: Judgement) -> str:
+    """A verdict in the fewest words; the time alone says that a candidate passed."""
+    return verdict_words(judgement).removeprefix("Passed ")
+
+
+def verdict_words(judgement: Judgement) -> str:
+    """A verdict on one line."""
+    verdict = judgement.verdict
+    if isinstance(verdict, Passed):
+        return f"Passed {milliseconds(verdict.latency_ms)} ms {against(judgement)}".rstrip()
+    return f"{verdict.status} {first_line(reason(judgement))}"
+
+
+def reason(judgement: Judgement) -> str:
+    """Why a candidate did not pass, in full; empty where it did."""
+    verdict = judgement.verdict
+    match verdict.status:
+        case "Passed":
+            return ""
+        case "BuildFailed":
+            return verdict.log
+        case "LaunchFailed":
+            return f"{verdict.workload}: {verdict.reason}"
+        case "Incorrect":
+            return f"{verdict.workload}, {verdict.distribution}: {verdict.rule}: {verdict.evidence}"
+        case "TimedOut":
+            return f"{verdict.stage} after {verdict.seconds:.0f} s"
+        case "Cheated":
+            return f"{verdict.rule}: {verdict.evidence}"
+
+
+def first_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if "error" in line.lower()] or text.strip().splitlines()
+    return lines[0][:100] if lines else ""
+
+
+def tunables(values: dict[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items()) or "none"
