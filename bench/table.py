@@ -26,10 +26,11 @@ Each row is the confirmed candidate that is fastest on the workload: measured ag
 interleaved with every baseline. Latencies are medians; ratios are baseline over candidate with a 95 % interval over
 rounds, so below 1 the candidate loses. Roofline: floor time at peak rates over measured time.
 
-† The baseline was unsteady: its rounds spread over more than 3 % where a device-bound measurement spreads over less
-than 1 %. Its time held gaps in which the GPU waited for the host, so the ratio is an upper bound and no claim.
+≈ and †: unsteady, no claim. The rounds of the baseline spread over more than 3 %, or the interval of the ratio is wider
+than ±1.5 %, where a device-bound measurement stays well within 1 %. As a rule the GPU waited for the host in between.
 """
-UNSTEADY = 0.03
+UNSTEADY_ROUNDS = 0.03
+UNSTEADY_RATIO = 0.015
 
 Found = tuple[Candidate, Judgement, Passed]
 
@@ -79,7 +80,7 @@ def section(task: str, passed: list[Found], judged: list[Judgement]) -> Iterator
 def mean(passed: Passed, name: str, interval: Interval) -> str:
     """A geometric mean over workloads, marked where one of its baselines was unsteady."""
     known = [m for t in passed.timings for key, m in t.baselines.items() if key == name or key.startswith(f"{name}:")]
-    return ratio(interval) + (" †" if any(spread(measured) > UNSTEADY for measured in known) else "")
+    return ratio(interval, steady=all(spread(measured) <= UNSTEADY_ROUNDS for measured in known))
 
 
 def row(candidate: Candidate, timing: Timing) -> str:
@@ -102,8 +103,8 @@ def against(timing: Timing, name: str) -> str:
     if name not in timing.baselines:
         return "–"
     baseline = timing.baselines[name]
-    mark = " †" if spread(baseline) > UNSTEADY else ""
-    return f"{ratio(paired(baseline, timing.candidate))} [{baseline.median_ms:.4g} ms]{mark}"
+    shown = ratio(paired(baseline, timing.candidate), steady=spread(baseline) <= UNSTEADY_ROUNDS)
+    return f"{shown} [{baseline.median_ms:.4g} ms]"
 
 
 def spread(measured: Measurement) -> float:
@@ -117,8 +118,10 @@ def paired(baseline: Measurement, candidate: Measurement) -> Interval:
     return statistics.interval([math.log(theirs / ours) for theirs, ours in pairs])
 
 
-def ratio(interval: Interval) -> str:
-    return f"**{interval.ratio:.2f}** ({interval.low:.2f}–{interval.high:.2f})"
+def ratio(interval: Interval, steady: bool) -> str:
+    narrow = interval.high / interval.low <= (1 + UNSTEADY_RATIO) ** 2
+    limits = f"({interval.low:.2f}–{interval.high:.2f})"
+    return f"**{interval.ratio:.2f}** {limits}" if steady and narrow else f"≈{interval.ratio:.2f} {limits} †"
 
 
 def timing_of(passed: Passed, workload: str) -> Timing:

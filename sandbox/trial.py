@@ -207,13 +207,11 @@ class Trial:
 
     def _baselines(self, workload: Workload, every: bool) -> list[str]:
         names = self.room.baselines[workload.name]
-        known = {name: self.room.blocks.get((workload.name, name)) for name in names}
-        library = {name: block.seconds for name, block in known.items() if block and name.startswith("library:")}
-        if every or not all(known.values()):
+        seen = self.room.latencies_ms.get(workload.name, {})
+        if every or not seen:
             return names
-        return [
-            name for name in names if name in ("eager", "compile", min(library, key=library.__getitem__, default=""))
-        ]
+        library = [name for name in names if name.startswith("library:")]
+        return [name for name in names if name in ("eager", "compile", min(library, key=seen.__getitem__, default=""))]
 
     def _check_timed(self, draws: list[Drawn], index: int) -> Check:
         """What timed calls left in a set; in-outs may have moved on with every call, so there one more is made."""
