@@ -32,6 +32,7 @@ from agent import tasks
 from sandbox import plan
 from sandbox.contract import Candidate, Task, Workload
 from sandbox.devices import cpu, cross, detect
+from sandbox.signature import C_TYPES
 from sandbox.toolchain import Toolchain
 
 RESULTS = Path(__file__).parent / "results"
@@ -171,7 +172,7 @@ def inline_source(seed: Seed) -> str:
     Macros stand in the text: on the command line, `scalar_t` would break PyTorch's own headers.
     """
     task, kernel = seed.task, plan.parse(seed.candidate.source, seed.task).launches[0].kernel
-    pointer = {"scalar_t": "scalar_t", **plan.C_TYPES}
+    pointer = {"scalar_t": "scalar_t", **C_TYPES}
     tensors = [f"({pointer[t.dtype]}*)tensors[{i}].data_ptr()" for i, t in enumerate(task.tensors)]
     axes = [f"axes[{i}]" for i in range(len(task.axes))]
     scalars = [f"({scalar.type})scalars[{i}]" for i, scalar in enumerate(task.scalars)]

@@ -17,7 +17,7 @@ from typing import Any, Self
 from sandbox.contract import Device, Task, Workload
 from sandbox.errors import TaskError, WorkerLost
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
-from sandbox.plan import dtype_of, nbytes
+from sandbox.signature import dtype_of, nbytes
 from sandbox.worker import wire
 from sandbox.worker.layout import offsets
 

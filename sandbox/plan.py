@@ -5,17 +5,16 @@ The grammar stands in docs/kernel-contract.md. Not covered: compiling (toolchain
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from sandbox.contract import ITEMSIZE, SCALAR_T, Candidate, Device, Record, Task, TensorSpec, Workload
+from sandbox.contract import ITEMSIZE, SCALAR_T, Candidate, Device, Record, Task, Workload
 from sandbox.errors import PlanError
 from sandbox.expressions import Expr, parse_expr, split_arguments
+from sandbox.signature import SCALAR_T_IN_C, dtype_of, numel, prototype
 
-SCALAR_T_IN_C = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
-C_TYPES = {"int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t", "float32": "float"}
-SCALAR_C_TYPES = {"float": "float", "int": "int"}
 CUDA_FIGURES = ("sm_count", "smem_optin")
 
 _LINE = re.compile(r"^//\s*(launch\s+\w+|tensormap\s+\w+|workspace|zero|static|tune-if)\s*:\s*(.*?)\s*$")
@@ -362,57 +361,16 @@ def _resolve_tensormap(entry: TensorMap, task: Task, workload: Workload, env: Ma
     shape = tuple(expr.evaluate(env) for expr in entry.view)
     box = tuple(expr.evaluate(env) for expr in entry.box)
     wanted = numel(spec, workload)
-    if _product(shape) != wanted:
+    if math.prod(shape) != wanted:
         raise PlanError(
-            f"tensormap {entry.name}: view {shape} has {_product(shape)} elements, {spec.name} has {wanted}", entry.line
+            f"tensormap {entry.name}: view {shape} has {math.prod(shape)} elements, {spec.name} has {wanted}",
+            entry.line,
         )
     if not all(1 <= size <= 256 for size in box):
         raise PlanError(f"tensormap {entry.name}: box {box}, wanted 1 to 256 in each dimension", entry.line)
     return ResolvedTensorMap(
         tensor=spec.name, dtype=dtype_of(spec, workload), shape=shape, box=box, swizzle=entry.swizzle
     )
-
-
-# ---------------------------------------------------------------- signature
-
-
-def shape_of(tensor: TensorSpec, workload: Workload) -> tuple[int, ...]:
-    """The tensor's shape in this workload."""
-    return tuple(parse_expr(size).evaluate(workload.axes) for size in tensor.shape)
-
-
-def dtype_of(tensor: TensorSpec, workload: Workload) -> str:
-    """The tensor's dtype in this workload."""
-    return workload.dtype if tensor.dtype == SCALAR_T else tensor.dtype
-
-
-def numel(tensor: TensorSpec, workload: Workload) -> int:
-    return _product(shape_of(tensor, workload))
-
-
-def nbytes(tensor: TensorSpec, workload: Workload) -> int:
-    return numel(tensor, workload) * ITEMSIZE[dtype_of(tensor, workload)]
-
-
-def prototype(task: Task, kernel: str, tensormaps: tuple[str, ...] = ()) -> str:
-    """The kernel's declaration, parameters in contract order, without `extern "C"` or `__global__`."""
-    inputs = [f"const {_c_type(t)}* {t.name}" for t in task.inputs]
-    changed = [f"{_c_type(t)}* {t.name}" for t in (*task.outputs, *task.inouts)]
-    axes = [f"int64_t {axis}" for axis in task.axes]
-    scalars = [f"{SCALAR_C_TYPES[s.type]} {s.name}" for s in task.scalars]
-    maps = [f"const __grid_constant__ CUtensorMap {name}" for name in tensormaps]
-    return f"void {kernel}({', '.join([*changed, *inputs, *axes, *scalars, 'void* workspace', *maps])})"
-
-
-def _c_type(tensor: TensorSpec) -> str:
-    return SCALAR_T if tensor.dtype == SCALAR_T else C_TYPES[tensor.dtype]
-
-
-def _product(values: tuple[int, ...]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def plan_of(candidate: Candidate, task: Task) -> tuple[Plan, dict[str, int]]:

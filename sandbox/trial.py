@@ -31,7 +31,8 @@ from sandbox.courtroom import Block, Courtroom, Drawn
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
-from sandbox.plan import Plan, ResolvedPlan, environment, nbytes, resolve
+from sandbox.plan import Plan, ResolvedPlan, environment, resolve
+from sandbox.signature import nbytes
 from sandbox.worker import wire
 from sandbox.worker.layout import dump_offsets
 

@@ -32,7 +32,7 @@ def show_task(
 ) -> None:
     """A task's signature, kernel prototype and search workloads."""
     from agent import tasks
-    from sandbox.plan import prototype
+    from sandbox.signature import prototype
 
     found = tasks.load(task, target)
     declaration = prototype(found, found.name)

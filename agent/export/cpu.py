@@ -12,7 +12,7 @@ import re
 from agent.export.coverage import Specialisation, Variant
 from agent.export.rendering import condition, conjunction, label, render, title, workspace
 from sandbox.contract import Task, TensorSpec
-from sandbox.plan import C_TYPES, SCALAR_C_TYPES, SCALAR_T_IN_C, prototype
+from sandbox.signature import C_TYPES, SCALAR_C_TYPES, SCALAR_T_IN_C, prototype
 from sandbox.toolchain import COMPILE_FLAGS
 
 CFLAGS = [flag for flag in COMPILE_FLAGS if not flag.startswith(("-fmax-errors", "-fdiagnostics"))]

@@ -20,7 +20,7 @@ from agent.export.signature import arguments
 from sandbox.contract import Record, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, Infrastructure, ToolchainMissing
 from sandbox.expressions import parse_expr
-from sandbox.plan import dtype_of, shape_of
+from sandbox.signature import dtype_of, shape_of
 
 TOLERANCES = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 4e-2}
 """Largest relative L2 error of a row against eager PyTorch in the same dtype."""

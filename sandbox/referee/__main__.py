@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sandbox.contract import Task, TensorSpec, Workload
-from sandbox.plan import dtype_of, nbytes, shape_of
 from sandbox.referee import baselines, oracle
 from sandbox.referee.inputs import DTYPES, draw
+from sandbox.signature import dtype_of, nbytes, shape_of
 from sandbox.worker import wire
 from sandbox.worker.layout import GUARD_BYTE, GUARD_BYTES, dump_offsets, offsets
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sandbox.contract import Task, TensorSpec, Workload
 from sandbox.expressions import parse_expr
-from sandbox.plan import dtype_of, shape_of
+from sandbox.signature import dtype_of, shape_of
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 

@@ -4,7 +4,8 @@ import pytest
 
 from sandbox.contract import Device, ScalarSpec, Target, Task, TensorSpec, Workload
 from sandbox.errors import PlanError
-from sandbox.plan import allowed, macros, parse, prototype, resolve, settle
+from sandbox.plan import allowed, macros, parse, resolve, settle
+from sandbox.signature import prototype
 
 H100 = Device(name="H100", target="cuda", arch="sm_90a", sm_count=132, smem_optin=232448)
 
