@@ -25,7 +25,8 @@ LEGEND = """\
 Each row is the confirmed candidate that is fastest on the workload: measured again after it had won, on fresh inputs,
 interleaved with every baseline. Latencies are medians; ratios are baseline over candidate with a 95 % interval over
 rounds, so below 1 the candidate loses. Roofline: floor time at peak rates over measured time.
-
+"""
+LEGEND_CUDA = """\
 ≈ and †: unsteady, no claim. The rounds of the baseline spread over more than 3 %, or the interval of the ratio is wider
 than ±1.5 %, where a device-bound measurement stays well within 1 %. As a rule the GPU waited for the host in between.
 """
@@ -56,6 +57,8 @@ def report(judged: list[tuple[Candidate, Judgement]], title: str, command: str) 
     yield f"- Dates: {min(j.judged_at for _, j in judged)[:16]} to {max(j.judged_at for _, j in judged)[:16]} UTC"
     yield f"- Command: `{command}`\n"
     yield LEGEND
+    if any(c.target == "cuda" for c, _, _ in passed):
+        yield LEGEND_CUDA
     for task in sorted({c.task for c, _, _ in passed}):
         yield from section(task, [f for f in passed if f[0].task == task], [j for _, j in judged if j.task == task])
 
@@ -67,7 +70,10 @@ def section(task: str, passed: list[Found], judged: list[Judgement]) -> Iterator
     confirmed = [found for found in passed if found[2].confirmed]
     yield f"## {task}\n\n{sum(verdicts.values())} candidates judged ({counts}), {len(confirmed)} confirmed.\n"
     overall = min(confirmed, key=lambda found: found[2].latency_ms)
-    means = [f"{name} {mean(overall[2], name, interval)}" for name, interval in sorted(overall[2].speedup.items())]
+    means = [
+        f"{name} {mean(overall[0], overall[2], name, interval)}"
+        for name, interval in sorted(overall[2].speedup.items())
+    ]
     yield f"Best single candidate over all workloads (geometric means): {overall[0].note}: {', '.join(means)}.\n"
     yield "| workload | candidate | ms (95 %) | roofline | × eager | × compile | libraries and others |"
     yield "|---|---|---|---|---|---|---|"
@@ -77,10 +83,10 @@ def section(task: str, passed: list[Found], judged: list[Judgement]) -> Iterator
     yield ""
 
 
-def mean(passed: Passed, name: str, interval: Interval) -> str:
+def mean(candidate: Candidate, passed: Passed, name: str, interval: Interval) -> str:
     """A geometric mean over workloads, marked where one of its baselines was unsteady."""
     known = [m for t in passed.timings for key, m in t.baselines.items() if key == name or key.startswith(f"{name}:")]
-    return ratio(interval, steady=all(spread(measured) <= UNSTEADY_ROUNDS for measured in known))
+    return ratio(interval, candidate.target == "cpu" or (narrow(interval) and all(map(steady, known))))
 
 
 def row(candidate: Candidate, timing: Timing) -> str:
@@ -92,25 +98,30 @@ def row(candidate: Candidate, timing: Timing) -> str:
         candidate.note,
         f"{own.median_ms:.4g} ({own.low_ms:.4g}–{own.high_ms:.4g})",
         f"{timing.roofline_share:.0%}" if timing.roofline_share is not None else "–",
-        *(against(timing, name) for name in ("eager", "compile")),
-        ", ".join(f"{name.removeprefix('library:')} {against(timing, name)}" for name in others) or "–",
+        *(against(candidate, timing, name) for name in ("eager", "compile")),
+        ", ".join(f"{name.removeprefix('library:')} {against(candidate, timing, name)}" for name in others) or "–",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def against(timing: Timing, name: str) -> str:
+def against(candidate: Candidate, timing: Timing, name: str) -> str:
     """Ratio with interval, and the baseline's own milliseconds."""
     if name not in timing.baselines:
         return "–"
     baseline = timing.baselines[name]
-    shown = ratio(paired(baseline, timing.candidate), steady=spread(baseline) <= UNSTEADY_ROUNDS)
-    return f"{shown} [{baseline.median_ms:.4g} ms]"
+    interval = paired(baseline, timing.candidate)
+    sure = candidate.target == "cpu" or (narrow(interval) and steady(baseline))
+    return f"{ratio(interval, sure)} [{baseline.median_ms:.4g} ms]"
 
 
-def spread(measured: Measurement) -> float:
-    """Interquartile range of the rounds over their median."""
+def steady(measured: Measurement) -> bool:
+    """Whether the interquartile range of the rounds is small beside their median."""
     low, _, high = quantiles(measured.rounds_ms, n=4)
-    return (high - low) / measured.median_ms
+    return (high - low) / measured.median_ms <= UNSTEADY_ROUNDS
+
+
+def narrow(interval: Interval) -> bool:
+    return interval.high / interval.low <= (1 + UNSTEADY_RATIO) ** 2
 
 
 def paired(baseline: Measurement, candidate: Measurement) -> Interval:
@@ -118,10 +129,9 @@ def paired(baseline: Measurement, candidate: Measurement) -> Interval:
     return statistics.interval([math.log(theirs / ours) for theirs, ours in pairs])
 
 
-def ratio(interval: Interval, steady: bool) -> str:
-    narrow = interval.high / interval.low <= (1 + UNSTEADY_RATIO) ** 2
+def ratio(interval: Interval, sure: bool) -> str:
     limits = f"({interval.low:.2f}–{interval.high:.2f})"
-    return f"**{interval.ratio:.2f}** {limits}" if steady and narrow else f"≈{interval.ratio:.2f} {limits} †"
+    return f"**{interval.ratio:.2f}** {limits}" if sure else f"≈{interval.ratio:.2f} {limits} †"
 
 
 def timing_of(passed: Passed, workload: str) -> Timing:
