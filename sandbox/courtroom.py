@@ -140,10 +140,15 @@ class Courtroom:
         slot, seed = f"slot{self._slots}", self.rng.getrandbits(62)
         fields: dict[str, Any] = {"slot": slot, "workload": workload.model_dump(), "seed": seed}
         reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
-        if any(value == float("inf") for pair in reply["yardsticks"] for value in pair):
+        if _overflowed(reply):
             # PyTorch itself overflows here, so nothing can be measured against it.
             distribution = "normal"
             reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
+        if _overflowed(reply):
+            raise TaskError(
+                f"task {self.task.name!r}, workload {workload.name}: the reference gives NaN or infinity in "
+                f"{workload.dtype} on normal inputs where float64 is finite; wanted a workload it can be measured on"
+            )
         wire.seal(descriptor)
         yardsticks = tuple((float(row), float(peak)) for row, peak in reply["yardsticks"])
         return Drawn(slot, workload, distribution, descriptor, yardsticks, self._limits(workload, yardsticks))
@@ -189,3 +194,8 @@ class Courtroom:
         """How many sets of buffers timing rotates over, so that a round exceeds the last-level cache."""
         wanted = (64 << 20) if self.device.target == "cpu" else 2 * self.device.l2_bytes
         return max(2, min(16, wanted // max(1, self.set_bytes(workload)))) if self.set_bytes(workload) < 2 << 30 else 1
+
+
+def _overflowed(prepared: dict[str, Any]) -> bool:
+    """An infinite yardstick would tolerate every answer."""
+    return any(value == float("inf") for pair in prepared["yardsticks"] for value in pair)

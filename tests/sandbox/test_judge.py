@@ -210,6 +210,16 @@ def test_reference_that_fails_is_bad_input(tmp_path: Path, task: Task, text: str
         judge.open(task.model_copy(update={"folder": tmp_path}))
 
 
+def test_workload_on_which_pytorch_overflows_is_refused(tmp_path: Path, task: Task) -> None:
+    (tmp_path / "reference.py").write_text("def reference(total, x, y):\n    return (x + y) * 1e30 * 1e30\n")
+    with (
+        Toolchain(tmp_path) as toolchain,
+        Judge(detect("cpu"), toolchain) as judge,
+        pytest.raises(TaskError, match="N100000 float32: the reference gives NaN or infinity in float32"),
+    ):
+        judge.open(task.model_copy(update={"folder": tmp_path}))
+
+
 def test_everything_dies_with_a_killed_host(tmp_path: Path, task: Task) -> None:
     script = textwrap.dedent("""
         import sys, time
