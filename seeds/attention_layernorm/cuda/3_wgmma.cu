@@ -13,12 +13,11 @@
 // tune-if: (64*CONSUMERS + 2*STAGES*TILE_N)*D*2 + 1280 <= smem_optin
 // tune-if: CONSUMERS < 3 or D + TILE_N <= 192
 #if DTYPE_BFLOAT16
-#include <cuda_bf16.h>
 #define WGMMA_TYPES "bf16.bf16"
 #else
-#include <cuda_fp16.h>
 #define WGMMA_TYPES "f16.f16"
 #endif
+struct scalar_t;  // only ever moved in 16-byte pieces of 8: without the headers of its operators the compiler is faster
 
 #ifndef CONSUMERS
 #define CONSUMERS 3  // tune: 1 2 3
@@ -38,6 +37,30 @@
 #error "3_wgmma serves float16 and bfloat16"
 #endif
 
+namespace {
+
+// Two values in one register. Through PTX: the headers' conversions cost the compiler a tenth of this file's time.
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+    uint32_t pair;
+#if DTYPE_BFLOAT16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+    return pair;
+}
+
+__device__ __forceinline__ void unpack(float& low, float& high, uint32_t pair) {
+#if DTYPE_BFLOAT16
+    low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
+#else
+    asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+        : "=f"(low), "=f"(high) : "r"(pair));
+#endif
+}
+
+}  // namespace
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 namespace {
 
@@ -53,16 +76,6 @@ __device__ __forceinline__ float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    uint32_t pair;
-#if DTYPE_BFLOAT16
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#endif
-    return pair;
 }
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
@@ -431,7 +444,7 @@ extern "C" __global__ void __launch_bounds__(128 * CONSUMERS + 128, 1) attention
         for (int i = lane; i < 16 * D_ / 8; i += 32) {
             const int r = i / (D_ / 8), chunk = i % (D_ / 8), at = first_row + warp_row + r;
             if (at < length)
-                *reinterpret_cast<uint4*>(out + ((int64_t(head / STATIC_H) * S + at) * STATIC_H + head % STATIC_H) * D_ + chunk * 8) =
+                reinterpret_cast<uint4*>(out)[((int64_t(head / STATIC_H) * S + at) * STATIC_H + head % STATIC_H) * (D_ / 8) + chunk] =
                     *reinterpret_cast<const uint4*>(staged(staging, r, chunk));
         }
     }
@@ -458,11 +471,14 @@ __device__ __forceinline__ float row_sum(float x, float* part) {
 }
 
 constexpr int COLUMNS = STATIC_H * STATIC_D;
-constexpr int PACKS = (COLUMNS / 8 + ROW_THREADS - 1) / ROW_THREADS;  // 16-byte pieces of a row per thread
+constexpr int PIECES = (COLUMNS / 8 + ROW_THREADS - 1) / ROW_THREADS;  // 16-byte pieces of a row per thread
 
-struct alignas(16) Pack {
-    scalar_t x[8];
-};
+__device__ __forceinline__ void unpack(float (&x)[8], const uint4& piece) {
+    unpack(x[0], x[1], piece.x);
+    unpack(x[2], x[3], piece.y);
+    unpack(x[4], x[5], piece.z);
+    unpack(x[6], x[7], piece.w);
+}
 
 }  // namespace
 
@@ -476,36 +492,39 @@ extern "C" __global__ void __launch_bounds__(128) normalise(
     const int lane = threadIdx.x % ROW_THREADS;
     const int64_t row = int64_t(blockIdx.x) * (128 / ROW_THREADS) + threadIdx.x / ROW_THREADS;
     const bool active = row < B * S;  // the others keep the barriers company
-    Pack* packs = reinterpret_cast<Pack*>(out + (active ? row : 0) * COLUMNS);
+    uint4* pieces = reinterpret_cast<uint4*>(out) + (active ? row : 0) * (COLUMNS / 8);
 
-    float x[PACKS][8];  // converted once
+    float x[PIECES][8];  // converted once
     float sum = 0.f;
 #pragma unroll
-    for (int p = 0; p < PACKS; p++)
+    for (int p = 0; p < PIECES; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8) {
-            const Pack pack = packs[p * ROW_THREADS + lane];
+            unpack(x[p], pieces[p * ROW_THREADS + lane]);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum += x[p][i] = float(pack.x[i]);
+            for (int i = 0; i < 8; i++) sum += x[p][i];
         }
     const float mean = row_sum(sum, part[0]) * (1.f / COLUMNS);
     // From registers again: E[x^2] - E[x]^2 cancels where the mean is large.
     float squares = 0.f;
 #pragma unroll
-    for (int p = 0; p < PACKS; p++)
+    for (int p = 0; p < PIECES; p++)
         if (p * ROW_THREADS + lane < COLUMNS / 8)
 #pragma unroll
-            for (int i = 0; i < 8; i++) squares = fmaf(x[p][i] - mean, x[p][i] - mean, squares);
+            for (int i = 0; i < 8; i++) {
+                x[p][i] -= mean;
+                squares = fmaf(x[p][i], x[p][i], squares);
+            }
     const float inverse = rsqrtf(row_sum(squares, part[1]) * (1.f / COLUMNS) + eps);
 
 #pragma unroll
-    for (int p = 0; p < PACKS; p++)
+    for (int p = 0; p < PIECES; p++)
         if (active && p * ROW_THREADS + lane < COLUMNS / 8) {
-            const Pack w = reinterpret_cast<const Pack*>(weight)[p * ROW_THREADS + lane];
-            const Pack b = reinterpret_cast<const Pack*>(bias)[p * ROW_THREADS + lane];
-            Pack pack;
+            float w[8], b[8];
+            unpack(w, reinterpret_cast<const uint4*>(weight)[p * ROW_THREADS + lane]);
+            unpack(b, reinterpret_cast<const uint4*>(bias)[p * ROW_THREADS + lane]);
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                pack.x[i] = scalar_t(fmaf((x[p][i] - mean) * inverse, float(w.x[i]), float(b.x[i])));
-            packs[p * ROW_THREADS + lane] = pack;
+            for (int i = 0; i < 8; i++) x[p][i] = fmaf(x[p][i] * inverse, w[i], b[i]);
+            pieces[p * ROW_THREADS + lane] =
+                make_uint4(pack(x[p][0], x[p][1]), pack(x[p][2], x[p][3]), pack(x[p][4], x[p][5]), pack(x[p][6], x[p][7]));
         }
 }
