@@ -10,7 +10,8 @@ from typing import NoReturn, cast
 
 import typer
 
-from agent.commands import candidates, machine, search
+from agent.commands import bench as benching
+from agent.commands import candidates, judging, machine, sandbox, search
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
 
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 tasks = typer.Typer(help="List the tasks, or show one.", invoke_without_command=True)
 archive = typer.Typer(help="Move an archive between machines.")
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+containers = typer.Typer(help="Where candidates run: make its image, look at it, clean up.", no_args_is_help=True)
 
 app.command(epilog=EXIT_CODES)(search.run)
 app.command(epilog=EXIT_CODES)(search.resume)
@@ -35,8 +38,15 @@ app.command()(candidates.diff)
 app.add_typer(tasks, name="tasks")
 tasks.callback()(machine.list_tasks)
 tasks.command("show")(machine.show_task)
+app.command(epilog=EXIT_CODES)(judging.judge)
 app.command(epilog=EXIT_CODES)(machine.build)
 app.command(epilog=EXIT_CODES)(machine.doctor)
+app.add_typer(bench, name="bench")
+bench.command("judge")(benching.judge)
+app.add_typer(containers, name="sandbox")
+containers.command("build", epilog=EXIT_CODES)(sandbox.build)
+containers.command("status")(sandbox.status)
+containers.command("clean")(sandbox.clean)
 app.add_typer(archive, name="archive")
 archive.command("export")(candidates.export_archive)
 archive.command("import")(candidates.import_archive)

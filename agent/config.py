@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sandbox.errors import BadInput
 
 PREFIX = "WARPSMITH_"
+READ_ELSEWHERE = ("WARPSMITH_DOCKER_GPU",)
 DEFAULT_TOML = Path("warpsmith.toml")
 
 
@@ -60,6 +61,8 @@ class RunConfig(BaseModel):
     task: str = ""
     """Name of a built-in task, or path of a task folder."""
     target: Literal["auto", "cuda", "cpu"] = "auto"
+    sandbox: Literal["auto", "docker", "local"] = "auto"
+    """Where candidates run: auto takes Docker where an engine answers, and says so where none does."""
     proposer: str = "auto"
     archive: str = Field(default_factory=default_archive)
     """Path or SQLAlchemy URL."""
@@ -126,7 +129,7 @@ def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
 def variables() -> list[str]:
     """Every environment variable that is read."""
     plain = [PREFIX + name.upper() for name in RunConfig.model_fields if name != "budget"]
-    return plain + [f"{PREFIX}BUDGET_{name.upper()}" for name in Budget.model_fields]
+    return [*plain, *(f"{PREFIX}BUDGET_{name.upper()}" for name in Budget.model_fields), *READ_ELSEWHERE]
 
 
 def _refuse_unknown(names: Iterable[str], where: str) -> None:

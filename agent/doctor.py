@@ -1,18 +1,16 @@
-"""What this machine can do, and what stands in for the parts it lacks. Looks, changes nothing."""
+"""What this machine can do, and what stands in for the parts it lacks."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 from sandbox import devices
 from sandbox.contract import Device, Record
+from sandbox.errors import EngineUnreachable, WorkerLost
+from sandbox.local import missing_for_fence
 from sandbox.toolchain import Toolchain
-
-DOCKER_TIMEOUT_S = 10
 
 
 class Finding(Record):
@@ -44,7 +42,8 @@ def examine(toolchain: Toolchain, archive: str) -> list[Finding]:
         ),
         _package("torch", "nothing can be judged"),
         _package("ninja", "the composed extension is written, but not built and checked"),
-        _docker(),
+        _docker(device),
+        _fence(),
         _key(),
         _archive(archive),
         Finding(part="cores", there=True, detail=f"{devices.usable_cores()} for cpu kernels: {devices.cpu_model()}"),
@@ -78,18 +77,27 @@ def _package(name: str, without: str) -> Finding:
         return Finding(part=name, there=False, detail=f"pip install {name}", instead=without)
 
 
-def _docker() -> Finding:
-    instead = "candidates run in a process of their own, with limits but without a container"
-    if shutil.which("docker") is None:
-        return Finding(part="docker", there=False, detail="no docker command", instead=instead)
-    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+def _docker(device: Device) -> Finding:
+    """The engine, and whether a container starts and, where there is a GPU, gets it."""
+    from sandbox import launch
+
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=DOCKER_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding(part="docker", there=False, detail="the engine does not answer", instead=instead)
-    if asked.returncode:
-        return Finding(part="docker", there=False, detail="the engine does not run", instead=instead)
-    return Finding(part="docker", there=True, detail=f"engine {asked.stdout.strip()}, not used yet", instead=instead)
+        launcher, why = launch.choose("docker", device)
+    except (EngineUnreachable, WorkerLost) as exc:
+        instead = "candidates run in processes of this machine; see the next line"
+        return Finding(part="docker", there=False, detail=str(exc).splitlines()[0], instead=instead)
+    launcher.close()
+    return Finding(part="docker", there=True, detail=why)
+
+
+def _fence() -> Finding:
+    missing = missing_for_fence()
+    return Finding(
+        part="namespaces",
+        there=not missing,
+        detail=missing or "a worker without a container sees no network and none of the user's files",
+        instead="a worker without a container can read the user's files" if missing else "",
+    )
 
 
 def _key() -> Finding:

@@ -79,6 +79,7 @@ def announcement_lines(announced: Announcement) -> list[str]:
     return [
         f"run {announced.run}: {announced.task} ({announced.summary})",
         f"target {announced.target} on {announced.device}",
+        f"sandbox {announced.sandbox}: {announced.why_sandbox}",
         f"proposer {announced.proposer} ({announced.why}), from {announced.seeds} seed kernels",
         *(f"passed over on this device: {note} ({why})" for note, why in announced.passed_over.items()),
         f"budget {budget.evals} evaluations, {budget.seconds:.0f} s, {budget.usd:.2f} USD; archive {announced.archive}",

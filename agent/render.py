@@ -15,13 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.boards import leaderboard
-from agent.words import NAMED, label, milliseconds, percent, ratio, reason, short, tunables, verdict_words
-from sandbox.contract import Candidate, Judgement, Passed, Task, Timing
+from agent.words import (
+    NAMED,
+    label,
+    milliseconds,
+    percent,
+    quantity,
+    ratio,
+    reason,
+    resource_words,
+    sanitizer_words,
+    short,
+    tunables,
+    verdict_words,
+)
+from sandbox.contract import Candidate, Judgement, Passed, Profile, Task, Timing
 
 if TYPE_CHECKING:
     from agent.building import BuildReport
     from agent.doctor import Finding
     from agent.session import Outcome
+    from agent.stopwatch import Times
     from agent.tasks import Overview
     from archive import ImportReport, Row
 
@@ -57,6 +71,7 @@ def _judgement_parts(judgement: Judgement) -> Iterator[RenderableType]:
     yield Text(f"\n{judgement.judged_at[:19]} on {judgement.device}: {verdict_words(judgement)}{confirmed}")
     if isinstance(verdict, Passed):
         yield timings(verdict.timings)
+        yield from examined(verdict)
     else:
         yield Text("\n".join(reason(judgement).splitlines()[:LOG_LINES]))
 
@@ -79,6 +94,36 @@ def timings(measured: Iterable[Timing]) -> Table:
 def _baselines(timing: Timing) -> str:
     ordered = sorted(timing.baselines.items(), key=lambda item: item[1].median_ms)
     return ", ".join(f"{name}\u00a0{milliseconds(measured.median_ms)}" for name, measured in ordered)
+
+
+def examined(passed: Passed) -> Iterator[RenderableType]:
+    """What compilers, sanitizers and a profiler say of a candidate; nothing where none of them was asked."""
+    if passed.resources:
+        yield Text("\n" + "\n".join(dict.fromkeys(resource_words(kernel) for kernel in passed.resources)))
+    if passed.sanitizers:
+        yield Text("\n" + "\n".join(sanitizer_words(report) for report in passed.sanitizers))
+    if passed.profile:
+        yield from counters(passed.profile)
+
+
+def counters(profile: Profile) -> Iterator[RenderableType]:
+    """One column for each kernel launch, one row for each counter."""
+    if not profile.kernels:
+        yield Text(f"\n{profile.note}")
+        return
+    table = _table()
+    table.add_column(f"{profile.tool}, {profile.workload}", overflow="fold")
+    table.add_column("unit", overflow="fold")
+    for kernel in profile.kernels:
+        table.add_column(kernel.kernel, justify="right", overflow="fold")
+    found = [{counter.name: counter.value for counter in kernel.counters} for kernel in profile.kernels]
+    units = {counter.name: counter.unit for kernel in profile.kernels for counter in kernel.counters}
+    for name, unit in units.items():
+        table.add_row(name, unit, *(quantity(values.get(name)) for values in found))
+    yield Text()
+    yield table
+    if profile.note:
+        yield Text(profile.note, style="dim")
 
 
 # ---------------------------------------------------------------- runs, differences, builds, machines
@@ -145,6 +190,33 @@ def _table() -> Table:
 def _served(workloads: Sequence[str]) -> str:
     more = f" and {len(workloads) - 1} more" if len(workloads) > 1 else ""
     return f"{workloads[0]}{more}"
+
+
+def times(times: Times, why: str) -> RenderableType:
+    """Where the time of a judgement goes."""
+    verdicts = _table()
+    for name in ("seed", "verdict"):
+        verdicts.add_column(name, overflow="fold")
+    verdicts.add_column("seconds", justify="right", no_wrap=True)
+    for judged in times.judgements:
+        verdicts.add_row(judged.candidate, judged.verdict, f"{judged.seconds:.3f}")
+    stages = _table()
+    stages.add_column("stage", overflow="fold")
+    for name in ("ms a candidate", "share"):
+        stages.add_column(name, justify="right", no_wrap=True)
+    for stage in times.stages:
+        stages.add_row(stage.what, f"{stage.seconds * 1e3:,.1f}", f"{stage.share:.1%}")
+    title = f"{times.task} · {times.device} · sandbox {times.sandbox} ({why})\n"
+    rate = (
+        f"\none after another {3600 / times.seconds:,.0f} candidates an hour, {times.seconds:.2f} s each; before the "
+    )
+    return Group(
+        Text(title, style="bold"),
+        verdicts,
+        Text(),
+        stages,
+        Text(f"{rate}first, once for the task: {times.opened_s:.1f} s"),
+    )
 
 
 def findings(found: Sequence[Finding]) -> RenderableType:

@@ -5,8 +5,9 @@ Not covered: what happens within a run (graph, steps) and how it is shown (progr
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,11 @@ from agent import compose, fitness, graph, proposers, steps, tasks
 from agent.config import RunConfig
 from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
 from archive import Archive, Row, Run, rows
-from sandbox import devices
+from sandbox import devices, launch
 from sandbox.contract import Candidate, Device, Record, Task
 from sandbox.errors import BadInput
 from sandbox.judge import Judge
+from sandbox.launch import Launcher
 from sandbox.toolchain import Toolchain
 
 
@@ -59,6 +61,8 @@ class Announcement(Record):
     summary: str
     target: str
     device: str
+    sandbox: str
+    why_sandbox: str
     proposer: str
     why: str
     archive: str
@@ -72,9 +76,9 @@ Announce = Callable[[Announcement], None]
 Report = Callable[[Event], None]
 
 
-def toolchain() -> Toolchain:
-    """The toolchain with the user's build cache."""
-    return Toolchain(user_cache_path("warpsmith", appauthor=False) / "builds")
+def toolchain(launcher: Launcher | None = None) -> Toolchain:
+    """The toolchain with the user's build cache; its compilers run where `launcher` says, else on this machine."""
+    return Toolchain(user_cache_path("warpsmith", appauthor=False) / "builds", launcher=launcher)
 
 
 def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
@@ -87,7 +91,7 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     task = tasks.load(config.task, device.target)
     suitable(task, device)
     _require_writable(config.out)
-    with Archive.open(config.archive) as archive:
+    with _sandbox(config, device) as sandbox, Archive.open(config.archive) as archive:
         run = Run(
             task=task.name,
             task_version=task.version,
@@ -97,7 +101,7 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
             rng_seed=config.seed,
         )
         archive.start_run(run)
-        return _search(archive, run, config, task, announce, report, on_drain)
+        return _search(archive, run, config, task, sandbox, announce, report, on_drain)
 
 
 def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
@@ -112,7 +116,16 @@ def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_dr
     if device.name != run.device:
         raise BadInput(f"run {run.id} was on {run.device!r}, this machine has {device.name!r}: resume it there")
     _require_writable(config.out)
-    return _search(archive, run, config, task, announce, report, on_drain)
+    with _sandbox(config, device) as sandbox:
+        return _search(archive, run, config, task, sandbox, announce, report, on_drain)
+
+
+@contextlib.contextmanager
+def _sandbox(config: RunConfig, device: Device) -> Iterator[tuple[Launcher, str]]:
+    """Where candidates run, and why there; nothing of it is left afterwards."""
+    launcher, why = launch.choose(config.sandbox, device)
+    with contextlib.closing(launcher):
+        yield launcher, why
 
 
 def _search(
@@ -120,10 +133,12 @@ def _search(
     run: Run,
     config: RunConfig,
     task: Task,
+    sandbox: tuple[Launcher, str],
     announce: Announce,
     report: Report,
     on_drain: Callable[[], None],
 ) -> Outcome:
+    launcher, why_sandbox = sandbox
     proposer, why = proposers.choose(config.proposer)
     device = devices.detect(task.target)
     seeds, unsuitable = suitable(task, device)
@@ -135,6 +150,8 @@ def _search(
             seeds=len(seeds),
             passed_over=unsuitable,
             config=config,
+            sandbox=launcher.name,
+            why_sandbox=why_sandbox,
             why=why,
             proposer=proposer,
             **run.model_dump(include={"task", "target", "device"}),
@@ -146,7 +163,7 @@ def _search(
         seen.append(event)
         report(event)
 
-    with toolchain() as tools, Judge(device, tools) as judge:
+    with toolchain(launcher) as tools, Judge(device, tools, launcher) as judge:
         clients = Clients(
             archive=archive,
             judge=judge,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from sandbox.contract import Candidate, Interval, Judgement, Passed
+from sandbox.contract import Candidate, Interval, Judgement, KernelResources, Passed, SanitizerReport
 
 NAMED = ("eager", "compile", "library")
 """The baselines every leaderboard shows, in this order."""
@@ -100,6 +100,33 @@ def reason(judgement: Judgement) -> str:
 def first_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if "error" in line.lower()] or text.strip().splitlines()
     return lines[0][:100] if lines else ""
+
+
+def quantity(value: float | None) -> str:
+    """Any counter in three digits or more: 0.0123, 1.23, 123, 12,345."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def resource_words(kernel: KernelResources) -> str:
+    """What the compiler says a kernel takes, on one line."""
+    spills = f"{kernel.spill_bytes} B of spills" if kernel.spill_bytes else "no spills"
+    return f"{kernel.kernel}: {kernel.registers} registers, {spills}, {kernel.smem_bytes} B of static shared memory"
+
+
+def sanitizer_words(report: SanitizerReport) -> str:
+    """A sanitizer's result; below it each kind of error, or why there is no result."""
+    if report.errors is None:
+        return f"{report.tool}: {report.excerpt}"
+    if not report.errors and not report.kernels:
+        return f"{report.tool}: nothing found"
+    head = f"{report.tool}: {report.errors} error{'' if report.errors == 1 else 's'}"
+    lines = [
+        f"  {fault.count} × {fault.kernel}: {fault.what}{fault.where and f', {fault.where}'}"
+        for fault in report.kernels
+    ]
+    return "\n".join([head, *lines])
 
 
 def tunables(values: dict[str, int]) -> str:

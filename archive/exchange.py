@@ -32,11 +32,17 @@ class Header(Record):
     schema_: str = Field(default=SCHEMA, serialization_alias="schema")
 
 
+def _kernel(candidate: Candidate) -> Candidate:
+    if candidate.form != "kernel":
+        raise ValueError(f"a candidate of the form {candidate.form!r}; only kernels are archived")
+    return candidate
+
+
 class CandidateLine(Record):
     kind: Literal["candidate"] = "candidate"
     id: str
     created_at: Time
-    record: Candidate
+    record: Annotated[Candidate, AfterValidator(_kernel)]
 
     @property
     def key(self) -> tuple[str, ...]:

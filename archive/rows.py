@@ -18,8 +18,10 @@ Values = dict[str, Any]
 
 
 def candidate_values(candidate: Candidate, created_at: str) -> Values:
-    """The row of a candidate, its parents aside."""
-    fields = candidate.model_dump(exclude={"parents"})
+    """The row of a candidate, its parents aside. ValueError for a torch source: there is no column for the form."""
+    if candidate.form != "kernel":
+        raise ValueError(f"candidate {candidate.id} is of the form {candidate.form!r}; only kernels are archived")
+    fields = candidate.model_dump(exclude={"parents", "form"})
     return {"id": candidate.id, "created_at": created_at, **fields}
 
 

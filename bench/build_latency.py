@@ -29,15 +29,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from agent import tasks
+from bench.inline import CUDA_FLAGS, DECLARATION, inline_source
 from sandbox import plan
 from sandbox.contract import Candidate, Task, Workload
 from sandbox.devices import cpu, cross, detect
-from sandbox.signature import C_TYPES
 from sandbox.toolchain import Toolchain
 
 RESULTS = Path(__file__).parent / "results"
-# load_inline switches these off, as PyTorch's own kernels want it; hand-written kernels switch them on again.
-HALF_OPERATORS = [f"-U__CUDA_NO_{what}__" for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS")]
 PACKAGES = ("torch", "cuda-bindings", "nvidia-cuda-nvrtc", "ninja")
 
 
@@ -166,25 +164,6 @@ def nvcc_s(nvcc: str, seed: Seed, arch: str, repeats: int) -> float | None:
 # ---------------------------------------------------------------- load_inline
 
 
-def inline_source(seed: Seed) -> str:
-    """The kernel with the host code that a user of load_inline writes around it.
-
-    Macros stand in the text: on the command line, `scalar_t` would break PyTorch's own headers.
-    """
-    task, kernel = seed.task, plan.parse(seed.candidate.source, seed.task).launches[0].kernel
-    pointer = {"scalar_t": "scalar_t", **C_TYPES}
-    tensors = [f"({pointer[t.dtype]}*)tensors[{i}].data_ptr()" for i, t in enumerate(task.tensors)]
-    axes = [f"axes[{i}]" for i in range(len(task.axes))]
-    scalars = [f"({scalar.type})scalars[{i}]" for i, scalar in enumerate(task.scalars)]
-    arguments = ", ".join([*tensors, *axes, *scalars, "nullptr"])
-    macros = "".join(f"#define {name} {value}\n" for name, value in seed.macros.items())
-    return f"""{macros}{seed.candidate.source}
-void run(std::vector<torch::Tensor> tensors, std::vector<int64_t> axes, std::vector<double> scalars) {{
-    {kernel}<<<1, 128>>>({arguments});
-}}
-"""
-
-
 def load_inline_s(nvcc: str, seed: Seed, arch: str) -> tuple[float, str]:
     """Time of one load_inline call into an empty folder, and what became of it.
 
@@ -200,10 +179,10 @@ def load_inline_s(nvcc: str, seed: Seed, arch: str) -> tuple[float, str]:
         try:
             cpp_extension.load_inline(
                 name=f"inline_{time.time_ns()}",
-                cpp_sources="void run(std::vector<torch::Tensor>, std::vector<int64_t>, std::vector<double>);",
-                cuda_sources=inline_source(seed),
+                cpp_sources=DECLARATION,
+                cuda_sources=inline_source(seed.task, seed.candidate, seed.workload, cross(arch)),
                 functions=["run"],
-                extra_cuda_cflags=["-std=c++20", "-O3", *HALF_OPERATORS],
+                extra_cuda_cflags=CUDA_FLAGS,
                 build_directory=folder,
                 with_cuda=True,
             )

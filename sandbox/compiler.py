@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -219,6 +220,13 @@ def run_compiler(command: list[str]) -> tuple[bool, str]:
         return code == 0, decoded(log.read(LOG_BYTES))
 
 
+def find_compiler(names: list[str]) -> dict[str, Any]:
+    """Path and version of the first that is installed; both empty where none is."""
+    path = next((path for name in names if (path := shutil.which(name))), "")
+    said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout if path else ""
+    return {"path": path, "version": said.strip().split("\n")[0]}
+
+
 def assembly_reading_files() -> str:
     """The first line of kernel.s that makes the assembler read a file; empty if there is none.
 
@@ -235,7 +243,12 @@ class Native:
         return {}
 
     def build(self, request: dict[str, Any], source: bytes) -> Answer:
-        """Compile one library, once in a process. Request: compile and link (argument lists), cpu_s."""
+        """Compile one library, once in a process. Request: compile and link (argument lists), cpu_s.
+
+        A request with `find`, a list of names, asks for a compiler's path and version instead.
+        """
+        if "find" in request:
+            return find_compiler(request["find"]), b""
         limit_cpu(request["cpu_s"])
         own = Path(request["compile"][0]).resolve().parents[1]
         open_only([Path(place) for place in (*SYSTEM, own)], Path.cwd())

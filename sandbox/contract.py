@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +23,7 @@ SCALAR_T = "scalar_t"
 ITEMSIZE: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1}
 """Bytes per element."""
 
-JUDGE_VERSION = 2
+JUDGE_VERSION = 3
 """Raised whenever a verdict could come out differently; judgements are keyed by it."""
 
 
@@ -77,6 +77,33 @@ class Workload(Record):
         return " ".join(part for part in (axes, flags, self.dtype) if part)
 
 
+class TensorArgument(Record):
+    """An argument of a module's `forward` that is an input of the task."""
+
+    index: int
+    """Position among the task's inputs."""
+    boolean: bool = False
+    """The module takes it as torch.bool; the task holds it as uint8."""
+
+
+class ValueArgument(Record):
+    """An argument of a module's `forward` that is no tensor and always the same."""
+
+    value: Any
+    """JSON; a tuple is an object with the one key `tuple`."""
+
+
+class ModuleForm(Record):
+    """How the inputs of a task that was made of a PyTorch file reach a module: `ModelNew(*init)(*arguments)`."""
+
+    init: tuple[Any, ...] = ()
+    """JSON, written as in ValueArgument."""
+    mode: Literal["train", "eval"] = "train"
+    arguments: tuple[TensorArgument | ValueArgument, ...]
+    weights: tuple[str, ...] = ()
+    """Names of the module's parameters and buffers that are the task's trailing inputs."""
+
+
 class Task(Record):
     """An operator to be made fast, for one target.
 
@@ -105,6 +132,8 @@ class Task(Record):
     """A candidate's error may be this many times the error of PyTorch's own operator in the same dtype."""
     folder: Path
     """Where reference.py and the seed kernels lie."""
+    module: ModuleForm | None = None
+    """For a task made of a PyTorch file."""
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -115,9 +144,15 @@ class Task(Record):
 # ---------------------------------------------------------------- candidates
 
 
-def candidate_id(source: str, target: Target, tunables: dict[str, int]) -> str:
-    """The content address of a candidate: sha256 over target, source and tunables, as 64 hex digits."""
-    text = json.dumps([target, source, sorted(tunables.items())], ensure_ascii=False)
+Form = Literal["kernel", "extension", "module"]
+"""`kernel`: our own contract. `extension`: C++ or CUDA with `torch::Tensor forward(...)`. `module`: a Python `ModelNew`."""
+
+
+def candidate_id(source: str, target: Target, tunables: dict[str, int], form: Form = "kernel") -> str:
+    """The content address of a candidate: sha256 over target, source, tunables and form, as 64 hex digits."""
+    parts: list[Any] = [target, source, sorted(tunables.items())]
+    # Ids of kernels are older than the other forms.
+    text = json.dumps(parts if form == "kernel" else [*parts, form], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -132,10 +167,11 @@ class Candidate(Record):
     operator: Operator
     proposer: str
     note: str = ""
+    form: Form = "kernel"
 
     @property
     def id(self) -> str:
-        return candidate_id(self.source, self.target, self.tunables)
+        return candidate_id(self.source, self.target, self.tunables, self.form)
 
 
 class Device(Record):
@@ -217,6 +253,8 @@ class Timing(Record):
     """Floor time at peak rates over measured time; None where the peak is unknown."""
     wall_ms: float | None = None
     """Judge's own wall-clock slope per call, where the deciding clock is device events."""
+    again: Measurement | None = None
+    """Eager a second time in the same rounds: what two measurements of the same thing differ by."""
 
 
 class Check(Record):
@@ -261,6 +299,56 @@ class Cheated(Record):
     evidence: str
 
 
+SanitizerTool = Literal["memcheck", "racecheck", "initcheck", "address"]
+"""The first three are compute-sanitizer's; `address` is the compiler's AddressSanitizer, for the cpu target."""
+
+
+class Fault(Record):
+    """One kind of error in one kernel, as a sanitizer reported it."""
+
+    kernel: str
+    what: str
+    """In the tool's words, such as `Invalid __global__ write of size 4 bytes`."""
+    where: str = ""
+    """How the address lies to the nearest buffer, or what else took part; empty where the tool does not say."""
+    count: int = 1
+
+
+class SanitizerReport(Record):
+    """What one sanitizer said of a candidate's calls."""
+
+    tool: SanitizerTool
+    errors: int | None
+    """None where the tool came to no result; `excerpt` then says why."""
+    kernels: tuple[Fault, ...] = ()
+    excerpt: str = ""
+    """The first error in the tool's words, without addresses."""
+    seconds: float = 0.0
+
+
+class Counter(Record):
+    name: str
+    value: float
+    unit: str = ""
+
+
+class KernelCounters(Record):
+    """What a profiler counted over one launch of a kernel, or over the calls of a cpu candidate."""
+
+    kernel: str
+    counters: tuple[Counter, ...]
+
+
+class Profile(Record):
+    """Hardware counters of a candidate on one workload."""
+
+    tool: Literal["ncu", "perf", "none"]
+    workload: str = ""
+    kernels: tuple[KernelCounters, ...] = ()
+    note: str = ""
+    """Why there is nothing, or less than usual."""
+
+
 class Passed(Record):
     status: Literal["Passed"] = "Passed"
     checks: tuple[Check, ...]
@@ -272,6 +360,15 @@ class Passed(Record):
     resources: tuple[KernelResources, ...] = ()
     confirmed: bool = False
     """Measured again, after it had won, on fresh data and with at least ten rounds."""
+    faster_than: tuple[str, ...] = ()
+    """Of a confirmed candidate: the subjects of `speedup` whose interval lies beyond the gate, 1 + max(2 %, what eager
+    differs from itself by)."""
+    deterministic: bool = True
+    """Whether calls on the same data gave the same bits."""
+    sanitizers: tuple[SanitizerReport, ...] = ()
+    profile: Profile | None = None
+    label: Literal["custom", "library"] = "custom"
+    """`library` where the time is spent in kernels of cuBLAS, cuDNN, ATen or another library."""
 
 
 Verdict = Annotated[BuildFailed | LaunchFailed | Incorrect | TimedOut | Cheated | Passed, Field(discriminator="status")]
@@ -289,6 +386,8 @@ class Judgement(Record):
     verdict: Verdict
     seconds: float
     """From text to verdict."""
+    stages: dict[str, float] = {}
+    """Seconds spent building, waiting for a worker, checking and timing."""
     judged_at: str
     """UTC, ISO 8601."""
     versions: dict[str, str] = {}

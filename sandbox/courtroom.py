@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +19,7 @@ from sandbox.contract import Device, Task, Workload
 from sandbox.errors import TaskError, WorkerLost
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 from sandbox.signature import dtype_of, nbytes
-from sandbox.worker import wire
-from sandbox.worker.layout import offsets
+from sandbox.worker.layout import Layout, lay_out
 
 TIMED = "timed"
 """The distribution of timed inputs: normal, with integers at their upper bound so that all work is there."""
@@ -28,25 +28,34 @@ _START_TIMEOUT_S = 180.0
 _PREPARE_TIMEOUT_S = 300.0
 _COMPILE_TIMEOUT_S = 900.0
 
+_CPU_ARENA_BYTES = 64 << 20
+"""Several times most last-level caches."""
+_CUDA_ARENA_BYTES = 4 << 30
+
 ERROR_FLOOR = {"float32": 2e-6, "float16": 5e-4, "bfloat16": 4e-3}
 """Added to the yardstick: PyTorch's own error can be zero by luck."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One drawn input: its slot in the referee, its bytes, and what error is tolerable on each output and in-out."""
+    """One drawn input: its slot in the referee, and what error is tolerable on each output and in-out."""
 
     slot: str
     workload: Workload
     distribution: str
-    descriptor: int
     yardsticks: tuple[tuple[float, float], ...]
     limits: tuple[tuple[float, float], ...]
+
+    @property
+    def limits_by_eager(self) -> tuple[tuple[float, float], ...]:
+        """The same where PyTorch's own answer stands in for the oracle: both may be off."""
+        pairs = zip(self.limits, self.yardsticks, strict=True)
+        return tuple((limit[0] + own[0], limit[1] + own[1]) for limit, own in pairs)
 
 
 @dataclass(frozen=True)
 class Block:
-    """How one subject is timed: calls per block, seconds of a request without calls, seconds of a first call."""
+    """How one subject is timed: calls per block, seconds of a request without calls, seconds of a call."""
 
     count: int
     overhead: float
@@ -58,7 +67,7 @@ class Evidence:
     """Everything drawn for one task."""
 
     timed: dict[str, list[Drawn]] = field(default_factory=dict)
-    """By search workload: two draws that are timed and checked."""
+    """By search workload: what is timed, moved along before every block, and checked."""
     checked: dict[str, list[Drawn]] = field(default_factory=dict)
     """By workload, search and held-out: draws that are only checked."""
 
@@ -77,6 +86,10 @@ class Courtroom:
         self.blocks: dict[tuple[str, str], Block] = {}
         self.latencies_ms: dict[str, dict[str, float]] = {}
         """By workload and baseline, as last measured."""
+        self.best_ms: dict[str, float] = {}
+        """By workload, the fastest right candidate seen; who is far behind needs few rounds."""
+        self.arena = -1
+        self.arena_bytes = 0
         self._slots = 0
 
     def __enter__(self) -> Self:
@@ -104,8 +117,9 @@ class Courtroom:
         self.referee.kill()
         self.log.close()
         self.scratch.cleanup()
-        for drawn in getattr(self, "evidence", Evidence()).all():
-            os.close(drawn.descriptor)
+        if self.arena >= 0:
+            os.close(self.arena)
+            self.arena = -1
 
     def ask(
         self, operation: str, timeout_s: float = _PREPARE_TIMEOUT_S, descriptors: Sequence[int] = (), **fields: Any
@@ -128,30 +142,46 @@ class Courtroom:
         """Fresh inputs for every workload."""
         evidence = Evidence()
         for workload in self.task.workloads:
-            evidence.timed[workload.name] = [self._drawn(workload, TIMED) for _ in range(2)]
+            evidence.timed[workload.name] = [self._drawn(workload, TIMED)]
         for workload in (*self.task.workloads, *self.task.held_out):
             evidence.checked[workload.name] = [self._drawn(workload, self.rng.choice(CHECKED))]
         return evidence
 
     def _drawn(self, workload: Workload, distribution: str) -> Drawn:
-        sizes = [nbytes(tensor, workload) for tensor in (*self.task.inouts, *self.task.inputs)]
-        descriptor = wire.memory_file("inputs", max(1, offsets(sizes)[1]))
-        self._slots += 1
-        slot, seed = f"slot{self._slots}", self.rng.getrandbits(62)
-        fields: dict[str, Any] = {"slot": slot, "workload": workload.model_dump(), "seed": seed}
-        reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
-        if _overflowed(reply):
+        drawn, trivial = self._prepared(workload, distribution)
+        if drawn is None:
             # PyTorch itself overflows here, so nothing can be measured against it.
-            distribution = "normal"
-            reply = self.ask("prepare", descriptors=[descriptor], distribution=distribution, **fields)
-        if _overflowed(reply):
+            drawn, trivial = self._prepared(workload, "normal")
+        if drawn is None:
             raise TaskError(
                 f"task {self.task.name!r}, workload {workload.name}: the reference gives NaN or infinity in "
                 f"{workload.dtype} on normal inputs where float64 is finite; wanted a workload it can be measured on"
             )
-        wire.seal(descriptor)
+        if distribution == TIMED and trivial:
+            raise TaskError(
+                f"task {self.task.name!r}, workload {workload.name}: {trivial[0]} would pass as the answer; wanted a "
+                "workload whose outputs depend on its inputs by more than the tolerance"
+            )
+        return drawn
+
+    def _prepared(self, workload: Workload, distribution: str) -> tuple[Drawn | None, list[str]]:
+        """A draw, and which trivial answers would pass on it; None where PyTorch overflows."""
+        self._slots += 1
+        slot, seed = f"slot{self._slots}", self.rng.getrandbits(62)
+        reply = self.ask(
+            "prepare",
+            slot=slot,
+            workload=workload.model_dump(),
+            seed=seed,
+            distribution=distribution,
+            admit=distribution == TIMED,
+        )
+        if _overflowed(reply):
+            self.ask("drop", slots=[slot])
+            return None, []
         yardsticks = tuple((float(row), float(peak)) for row, peak in reply["yardsticks"])
-        return Drawn(slot, workload, distribution, descriptor, yardsticks, self._limits(workload, yardsticks))
+        drawn = Drawn(slot, workload, distribution, yardsticks, self._limits(workload, yardsticks))
+        return drawn, [name for name, errors in reply["trivial"].items() if within(errors, drawn.limits)]
 
     def _limits(self, workload: Workload, yardsticks: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
         specs = (*self.task.outputs, *self.task.inouts)
@@ -165,8 +195,35 @@ class Courtroom:
     def release(self, evidence: Evidence) -> None:
         """Forget draws that are no longer needed."""
         self.ask("drop", slots=[drawn.slot for drawn in evidence.all()])
-        for drawn in evidence.all():
-            os.close(drawn.descriptor)
+
+    # ------------------------------------------------------------ the arena
+
+    def layout(self, workload: Workload, workspace_bytes: int) -> Layout:
+        """Where the buffers of a workload lie, for a candidate with such a workspace."""
+        sizes = [nbytes(tensor, workload) for tensor in self.task.tensors]
+        return lay_out(sizes, self.sets(workload), workspace_bytes)
+
+    def require(self, size: int) -> None:
+        """Have an arena of at least `size` bytes; its descriptor is `arena`."""
+        if size <= self.arena_bytes:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            reply = self.ask("make_arena", descriptors=[theirs.fileno()], bytes=size + (64 << 20))
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+        if self.arena >= 0:
+            os.close(self.arena)
+        self.arena, self.arena_bytes = descriptors[0], int(reply["bytes"])
+
+    def lay(self, workload: Workload, layout: Layout) -> None:
+        """Lay the arena out; every buffer of it becomes a guard zone until it is refreshed."""
+        self.ask(
+            "lay",
+            workload=workload.model_dump(),
+            sizes=list(layout.sizes),
+            sets=layout.sets,
+            workspace_bytes=layout.workspace_bytes,
+        )
 
     def _admit_baselines(self) -> None:
         """Which baselines run, and are right, on each workload. The eager one is the yardstick itself."""
@@ -191,9 +248,16 @@ class Courtroom:
         return sum(nbytes(tensor, workload) for tensor in self.task.tensors)
 
     def sets(self, workload: Workload) -> int:
-        """How many sets of buffers timing rotates over, so that a round exceeds the last-level cache."""
-        wanted = (64 << 20) if self.device.target == "cpu" else 2 * self.device.l2_bytes
-        return max(2, min(16, wanted // max(1, self.set_bytes(workload)))) if self.set_bytes(workload) < 2 << 30 else 1
+        """How many sets of buffers a block of timed calls can use, each of them once and with data of its own."""
+        size = max(1, self.set_bytes(workload))
+        if self.device.target == "cuda":
+            return max(1, min(8, _CUDA_ARENA_BYTES // size))
+        return max(2, min(512, _CPU_ARENA_BYTES // size)) if size < 1 << 30 else 1
+
+
+def within(errors: Sequence[Sequence[float]], limits: Sequence[tuple[float, float]]) -> bool:
+    """Whether every error, by row and by element, is tolerable; NaN is not."""
+    return all(e[0] <= limit[0] and e[1] <= limit[1] for e, limit in zip(errors, limits, strict=True))
 
 
 def _overflowed(prepared: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ WarpsmithError
 └── Infrastructure        ours to fix, never the candidate's fault; a run stops resumably
     ├── ToolchainMissing  no compiler for the target
     ├── WorkerLost        the trusted reference process or the worker host went away
+    ├── EngineUnreachable no Docker engine answers, or it refused what was asked
     └── ArchiveUnusable   the archive cannot be opened, read or written
 
 A fault of a candidate is not an error but a verdict (see contract.Verdict).
@@ -46,6 +47,10 @@ class ToolchainMissing(Infrastructure):
 
 class WorkerLost(Infrastructure):
     """A trusted helper process died or stopped answering."""
+
+
+class EngineUnreachable(Infrastructure):
+    """No Docker engine answers, or it refused what was asked."""
 
 
 class ArchiveUnusable(Infrastructure):

@@ -1,75 +1,108 @@
 """The trusted side: from a candidate's text to its verdict.
 
-build -> check on small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live
-in the referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, local.py).
-Not covered: containers, sanitizers, profiling; docs/judge.md says what each rule defends and what stays open.
+build -> check, small shapes first -> time the search shapes -> verdict. Inputs, expected outputs and comparison live in
+the referee (courtroom.py), the candidate in a worker that sees bytes and nothing else (trial.py, launch.py).
+Not covered: what each rule defends and what stays open (docs/judge.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
+import math
+import os
+import queue
 import random
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Self, TypeVar
 
 from sandbox import statistics
 from sandbox.contract import (
     Artifact,
     BuildFailed,
     Candidate,
+    Check,
     Device,
+    Interval,
     Judgement,
     KernelResources,
     Passed,
     Task,
     Verdict,
+    Workload,
 )
 from sandbox.courtroom import Courtroom, Evidence
 from sandbox.errors import PlanError
-from sandbox.local import LocalWorker
-from sandbox.peer import Peer
-from sandbox.plan import allowed, macros, parse, settle
+from sandbox.launch import Launcher, Order, Worker
+from sandbox.local import LocalLauncher
+from sandbox.plan import Plan, allowed, macros, parse, settle
 from sandbox.toolchain import CompileFailed, Toolchain
-from sandbox.trial import Build, Rejected, Trial
+from sandbox.trial import Build, Rejected, Rounds, Trial
+
+Outcome = TypeVar("Outcome")
 
 SEARCH_ROUNDS = 5
 CONFIRM_ROUNDS = 12
+CONFIRM_PROCESSES = {"cpu": 12, "cuda": 4}
+"""Over how many fresh workers the rounds of a confirmation are spread; a torch source, slow to build, gets one."""
+DUEL_ROUNDS = 12
 _WORKER_BASE_BYTES = 4 << 30
 
 
-class Worker(Protocol):
-    """A sandboxed process that serves one candidate."""
+@dataclass(frozen=True)
+class Duel:
+    """Two candidates side by side."""
 
-    peer: Peer
+    interval: Interval
+    """Champion's latency over the challenger's, geometric mean over workloads: above 1 the challenger is faster."""
+    faster: bool
+    """Whether the whole interval lies beyond the gate."""
 
 
-WorkerFactory = Callable[[Device, int], AbstractContextManager[Worker]]
+@dataclass
+class Prepared:
+    """A candidate on its way: what could be done without the GPU, or the verdict that it met before."""
+
+    candidate: Candidate
+    submitted: float
+    stages: dict[str, float]
+    build: Build | None = None
+    worker: AbstractContextManager[Worker] | None = None
+    ready: Worker | None = None
+    verdict: Verdict | None = None
 
 
 class Judge:
     """Judges candidates on one device; keeps one task open at a time. Use as a context manager."""
 
     def __init__(
-        self, device: Device, toolchain: Toolchain, worker: WorkerFactory = LocalWorker, call_timeout_s: float = 30.0
+        self, device: Device, toolchain: Toolchain, launcher: Launcher | None = None, call_timeout_s: float = 30.0
     ) -> None:
         """`call_timeout_s` bounds one call of a candidate, and one block of timed calls."""
-        self.device, self.toolchain, self.worker, self.call_timeout_s = device, toolchain, worker, call_timeout_s
+        self.device, self.toolchain, self.call_timeout_s = device, toolchain, call_timeout_s
+        self.launcher: Launcher = launcher or LocalLauncher()
         # Never seeded from the outside: what a run can replay, a candidate could have known.
         self.rng = random.Random(secrets.randbits(128))
         self.room: Courtroom | None = None
-        self.spare: AbstractContextManager[Worker] | None = None
+        self.spares: deque[AbstractContextManager[Worker]] = deque()
+        self._spares_lock = threading.Lock()
+        self.quiet = Quiet(device.target == "cpu")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.spare is not None:
-            self.spare.__exit__(None, None, None)
-            self.spare = None
+        while self.spares:
+            self.spares.pop().__exit__(None, None, None)
         if self.room is not None:
             self.room.__exit__()
             self.room = None
@@ -91,90 +124,303 @@ class Judge:
             peaks = room.ask("peaks", descriptors=[library.fileno()], copy_bytes=256 << 20)
         return {"bandwidth_gbs": peaks["bandwidth_gbs"], "tflops": {"float32": peaks["float32_tflops"]}}
 
+    # ------------------------------------------------------------ verdicts
+
     def judge(self, task: Task, candidate: Candidate) -> Judgement:
         """The verdict on one candidate. Its own faults are verdicts; ours are Infrastructure errors."""
         room = self.open(task)
-        return self._judge(room, candidate, room.evidence, SEARCH_ROUNDS, confirmed=False)
+        prepared = self._prepare(room, candidate, time.perf_counter())
+        return self._decide(room, prepared, room.evidence, SEARCH_ROUNDS, confirmed=False)
 
     def confirm(self, task: Task, candidate: Candidate) -> Judgement:
-        """Judge a winner again: inputs nobody has seen, more rounds."""
+        """Judge a winner again: inputs nobody has seen, more rounds, several workers."""
         room = self.open(task)
         fresh = room.draw()
         try:
-            return self._judge(room, candidate, fresh, CONFIRM_ROUNDS, confirmed=True)
+            prepared = self._prepare(room, candidate, time.perf_counter())
+            return self._decide(room, prepared, fresh, CONFIRM_ROUNDS, confirmed=True)
         finally:
             room.release(fresh)
 
-    def _judge(
-        self, room: Courtroom, candidate: Candidate, evidence: Evidence, rounds: int, confirmed: bool
+    def judge_all(self, task: Task, candidates: Iterable[Candidate], ahead: int | None = None) -> Iterator[Judgement]:
+        """Verdicts as they come: while one candidate has the device, `ahead` others are built and get their workers."""
+        room = self.open(task)
+        ahead = ahead or max(1, min(3, (os.cpu_count() or 2) // 2))
+        done: queue.SimpleQueue[Judgement | Exception] = queue.SimpleQueue()
+        waiting, on_its_way = iter(candidates), 0
+
+        def decide(prepared: Prepared) -> None:
+            done.put(_outcome(lambda: self._decide(room, prepared, room.evidence, SEARCH_ROUNDS, confirmed=False)))
+
+        def prepare(candidate: Candidate, submitted: float) -> None:
+            prepared = _outcome(lambda: self._prepare(room, candidate, submitted, ahead))
+            if isinstance(prepared, Exception):
+                done.put(prepared)
+            elif prepared.verdict is not None:
+                decide(prepared)
+            else:
+                in_turn.submit(decide, prepared)
+
+        with ThreadPoolExecutor(1) as in_turn, ThreadPoolExecutor(ahead + 1) as beforehand:
+            while True:
+                for candidate in itertools.islice(waiting, ahead + 1 - on_its_way):
+                    beforehand.submit(prepare, candidate, time.perf_counter())
+                    on_its_way += 1
+                if not on_its_way:
+                    return
+                found = done.get()
+                on_its_way -= 1
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+
+    def _decide(
+        self, room: Courtroom, prepared: Prepared, evidence: Evidence, rounds: int, confirmed: bool
     ) -> Judgement:
-        start = time.perf_counter()
+        verdict = prepared.verdict
         try:
-            build = self.build(room.task, candidate)
-            verdict = self._try(room, build, evidence, rounds, confirmed)
+            if verdict is None:
+                with self.quiet.alone():
+                    verdict = self._try(room, prepared, evidence, rounds, confirmed)
         except Rejected as rejection:
             verdict = rejection.verdict
+        finally:
+            _discard(prepared)
         return Judgement(
-            candidate=candidate.id,
+            candidate=prepared.candidate.id,
             task=room.task.name,
             task_version=room.task.version,
             target=room.task.target,
             device=self.device.name,
             verdict=verdict,
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - prepared.submitted,
+            stages=prepared.stages,
             judged_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            versions=room.versions | self.toolchain.versions(),
+            versions=room.versions | self.toolchain.versions() | {"sandbox": self.launcher.name},
         )
 
-    def _trial(self, room: Courtroom, build: Build, worker: Worker) -> Trial:
-        return Trial(room, build, worker.peer, self.device, self.rng, self.call_timeout_s)
+    # ------------------------------------------------------------ before the device is needed
 
-    def _worker(self, room: Courtroom) -> AbstractContextManager[Worker]:
-        """A worker that nobody has used; on cuda, where a context takes seconds, the next one starts meanwhile."""
-        worker = self.spare or self.worker(self.device, _memory_bytes(room))
-        self.spare = self.worker(self.device, _memory_bytes(room)) if self.device.target == "cuda" else None
+    def _prepare(self, room: Courtroom, candidate: Candidate, submitted: float, ahead: int = 1) -> Prepared:
+        """Build, and have a worker ready."""
+        prepared = Prepared(candidate, submitted, {})
+        try:
+            with _stage(prepared.stages, "build"), self.quiet.shared():
+                prepared.build = self.build(room.task, candidate)
+        except Rejected as rejection:
+            prepared.verdict = rejection.verdict
+            return prepared
+        with _stage(prepared.stages, "start"):
+            prepared.worker = self._worker(room, candidate, ahead)
+            prepared.ready = prepared.worker.__enter__()
+        return prepared
+
+    def _worker(self, room: Courtroom, candidate: Candidate, ahead: int) -> AbstractContextManager[Worker]:
+        """A worker that nobody has used; on cuda, where a context takes seconds, the next ones start meanwhile."""
+        kind: Literal["kernel", "torch"] = "kernel" if candidate.form == "kernel" else "torch"
+        order = Order(device=self.device, memory_bytes=_memory_bytes(room), kind=kind)
+        if self.device.target == "cpu" or kind == "torch":
+            return self.launcher.worker(order)
+        with self._spares_lock:
+            worker = self.spares.popleft() if self.spares else self.launcher.worker(order)
+            while len(self.spares) < ahead:
+                self.spares.append(self.launcher.worker(order))
         return worker
 
     def build(self, task: Task, candidate: Candidate) -> Build:
         """Compile every specialisation the task's workloads need; Rejected with BuildFailed where one does not."""
+        workloads = (*task.workloads, *task.held_out)
+        if candidate.form != "kernel":
+            artifact = self.toolchain.text(candidate.source)
+            return Build(candidate, Plan(), {}, {workload.name: artifact for workload in workloads})
         try:
             plan = parse(candidate.source, task)
             tunables = settle(plan, candidate.tunables)
             if not allowed(plan, task, tunables, self.device):
                 raise PlanError(f"tunables {tunables} break a tune-if constraint on {self.device.name}")
-            artifacts: dict[str, Artifact] = {}
-            for workload in (*task.workloads, *task.held_out):
-                definitions = macros(task, plan, workload, tunables)
-                artifacts[workload.name] = self.toolchain.build(
-                    candidate.source, task.target, definitions, self.device.arch
-                )
+            wanted = {workload.name: macros(task, plan, workload, tunables) for workload in workloads}
+            artifacts = self._specialisations(candidate.source, task, list(wanted.values()))
         except PlanError as exc:
             raise Rejected(BuildFailed(log=str(exc))) from exc
         except CompileFailed as exc:
             raise Rejected(BuildFailed(log=exc.log)) from exc
-        return Build(plan, tunables, artifacts)
+        return Build(candidate, plan, tunables, dict(zip(wanted, artifacts, strict=True)))
 
-    def _try(self, room: Courtroom, build: Build, evidence: Evidence, rounds: int, confirmed: bool) -> Verdict:
-        with self._worker(room) as worker, self._trial(room, build, worker) as trial:
-            checks = []
-            for workload in sorted((*room.task.workloads, *room.task.held_out), key=room.set_bytes):
-                trial.bind(workload, sets=1)
-                # New data under the same pointers, then the first data again: nothing may be remembered.
-                draws = [*evidence.timed.get(workload.name, [])[:1], *evidence.checked[workload.name]]
-                checks += [trial.check(drawn) for drawn in [*draws, draws[0]]]
-            timings = tuple(trial.time(w, evidence.timed[w.name], rounds, confirmed) for w in room.task.workloads)
+    def _specialisations(self, source: str, task: Task, wanted: list[dict[str, str]]) -> list[Artifact]:
+        """An artifact for each set of macros; different ones are compiled side by side."""
+        distinct = [macros for i, macros in enumerate(wanted) if macros not in wanted[:i]]
+        with ThreadPoolExecutor(min(len(distinct), os.cpu_count() or 1)) as pool:
+            built = list(pool.map(lambda m: self.toolchain.build(source, task.target, m, self.device.arch), distinct))
+        return [built[distinct.index(macros)] for macros in wanted]
+
+    # ------------------------------------------------------------ on the device
+
+    def _trial(self, room: Courtroom, build: Build, worker: Worker) -> Trial:
+        return Trial(room, build, worker.peer, self.device, self.rng, self.call_timeout_s)
+
+    def _try(self, room: Courtroom, prepared: Prepared, evidence: Evidence, rounds: int, confirmed: bool) -> Verdict:
+        build, stages = prepared.build, prepared.stages
+        assert build is not None
+        assert prepared.ready is not None
+        trial = self._trial(room, build, prepared.ready)
+        with _stage(stages, "check"):
+            trial.attach()
+            checks = _checked(room, trial, evidence)
+        with _stage(stages, "time"):
+            if confirmed and build.candidate.form == "kernel":
+                found = self._spread(room, build, evidence, rounds)
+            else:
+                found = _timed(room, trial, evidence, rounds, confirmed)
+            timings = tuple(trial.timing(w, found[w.name]) for w in room.task.workloads)
+        speedup = statistics.speedups(timings)
+        gate = statistics.gate(timings)
         return Passed(
             checks=tuple(checks),
             timings=timings,
-            speedup=statistics.speedups(timings),
+            speedup=speedup,
             latency_ms=statistics.geometric_mean(timing.candidate.median_ms for timing in timings),
             resources=_resources(build),
             confirmed=confirmed,
+            deterministic=trial.deterministic,
+            faster_than=tuple(name for name, found in speedup.items() if found.low > gate) if confirmed else (),
         )
+
+    def _spread(self, room: Courtroom, build: Build, evidence: Evidence, rounds: int) -> dict[str, Rounds]:
+        """Rounds spread over fresh workers: what one process owes to its luck, another does not."""
+        processes = CONFIRM_PROCESSES[self.device.target]
+        found: dict[str, Rounds] = {}
+        for _ in range(processes):
+            with self._worker(room, build.candidate, min(2, processes)) as worker:
+                trial = self._trial(room, build, worker)
+                trial.attach()
+                part = _timed(room, trial, evidence, rounds // processes, every_baseline=True)
+            found = {name: found[name].and_then(later) if found else later for name, later in part.items()}
+        return found
+
+    def duel(
+        self,
+        task: Task,
+        challenger: Candidate,
+        champion: Candidate,
+        rounds: int = DUEL_ROUNDS,
+        processes: int | None = None,
+        workloads: Sequence[Workload] | None = None,
+    ) -> Duel:
+        """Which of two candidates is faster: blocks in the order ABBA or BAAB, rounds spread over fresh workers."""
+        room = self.open(task)
+        builds = [self.build(task, candidate) for candidate in (challenger, champion)]
+        processes = processes or CONFIRM_PROCESSES[self.device.target]
+        chosen = tuple(workloads or task.workloads)
+        ratios: list[float] = []
+        for _ in range(processes):
+            with contextlib.ExitStack() as stack:
+                workers = [stack.enter_context(self._worker(room, b.candidate, 2)) for b in builds]
+                trials = [self._trial(room, b, w) for b, w in zip(builds, workers, strict=True)]
+                room.require(max(trial.arena_bytes() for trial in trials))
+                for trial in trials:
+                    trial.attach()
+                ratios += _rounds_of_duel(room, trials, chosen, max(1, rounds // processes))
+        interval = statistics.interval(ratios)
+        return Duel(interval, interval.low > statistics.LEAST_GAIN)
+
+
+def _checked(room: Courtroom, trial: Trial, evidence: Evidence) -> list[Check]:
+    """Every workload, small ones first: who fails there costs little."""
+    checks: list[Check] = []
+    for workload in sorted((*room.task.workloads, *room.task.held_out), key=room.set_bytes):
+        trial.load(workload)
+        trial.bind(workload)
+        checks += trial.check(workload, [*evidence.timed.get(workload.name, []), *evidence.checked[workload.name]])
+    return checks
+
+
+def _timed(room: Courtroom, trial: Trial, evidence: Evidence, rounds: int, every_baseline: bool) -> dict[str, Rounds]:
+    """Rounds of every search workload, from modules loaded anew."""
+    found = {}
+    for workload in room.task.workloads:
+        trial.load(workload)
+        trial.bind(workload)
+        found[workload.name] = trial.rounds(workload, evidence.timed[workload.name][0], rounds, every_baseline)
+    return found
+
+
+def _rounds_of_duel(room: Courtroom, trials: list[Trial], workloads: tuple[Workload, ...], rounds: int) -> list[float]:
+    """Log ratios of champion over challenger, one for each round, means over workloads."""
+    logs = [[0.0] * rounds for _ in workloads]
+    for row, workload in zip(logs, workloads, strict=True):
+        drawn = room.evidence.timed[workload.name][0]
+        for trial in trials:
+            trial.load(workload)
+        trials[0].bind_beside(workload, trials[1])
+        blocks = [trial.candidate_block(workload, drawn) for trial in trials]
+        for i in range(rounds):
+            row[i] = _abba(room, trials, workload, blocks, drawn)
+    return [sum(column) / len(column) for column in zip(*logs, strict=True)]
+
+
+def _abba(room: Courtroom, trials: list[Trial], workload: Workload, blocks: list[Any], drawn: Any) -> float:
+    first = room.rng.randrange(2)
+    times: list[list[float]] = [[], []]
+    for who in (first, 1 - first, 1 - first, first):
+        times[who].append(math.log(trials[who].block(workload, blocks[who], drawn)))
+    return (sum(times[1]) - sum(times[0])) / 2
+
+
+def _outcome(action: Callable[[], Outcome]) -> Outcome | Exception:
+    """What came of it in another thread; whoever waits for it raises what was raised."""
+    try:
+        return action()
+    # Passed on and raised again in the thread that asked.
+    except Exception as exc:  # noqa: BLE001
+        return exc
+
+
+class Quiet:
+    """On the cpu target compilers would disturb the clock: any number build, or one candidate is judged."""
+
+    def __init__(self, needed: bool) -> None:
+        self.needed = needed
+        self._changed = threading.Condition()
+        self._builders = 0
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._builders += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._builders -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        if not self.needed:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._builders == 0)
+            yield
+
+
+def _discard(prepared: Prepared) -> None:
+    if prepared.worker is not None:
+        prepared.worker.__exit__(None, None, None)
+        prepared.worker = None
+
+
+@contextlib.contextmanager
+def _stage(stages: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        stages[name] = stages.get(name, 0.0) + time.perf_counter() - started
 
 
 def _memory_bytes(room: Courtroom) -> int:
-    """What an honest worker can need: every set of the largest workload several times over, and room for a runtime."""
+    """What an honest worker can need: the arena several times over, and room for a runtime."""
     return _WORKER_BASE_BYTES + 4 * max(room.set_bytes(w) * room.sets(w) for w in room.task.workloads)
 
 

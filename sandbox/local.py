@@ -1,55 +1,84 @@
-"""The local worker: a plain process of the same user, fenced by limits, not by a container.
+"""The local sandbox: processes of this machine, fenced by namespaces where the kernel lets us, else by limits alone.
 
-It has its own process group, an empty scratch directory, an environment of a few named variables, resource limits, and
-dies with the host program. What it does not have is a wall against reading the user's files: that takes a container.
+Fenced, a worker is alone in namespaces of its own: no network, no other process, a root made of read-only system
+folders and a private /tmp, no capability, and another user where we are root. Unfenced, it has a process group, an
+empty folder and limits, and could read the user's files. Not covered: a limit on memory over all its processes
+(docker.py has one).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import IO, Any, Self
 
+from sandbox import owner, view
+from sandbox.compiler_process import CompilerProcess, Kind
 from sandbox.contract import Device
 from sandbox.errors import WorkerLost
+from sandbox.guardian import guardian
+from sandbox.launch import Order
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 
-_START = (
-    "import sys, runpy; sys.path[:0] = sys.argv[4].split(':'); runpy.run_module('sandbox.worker', run_name='__main__')"
-)
+NOBODY = 65534
+START = Path(__file__).parent / "worker" / "start.py"
+_NAMESPACES = ("--pid", "--fork", "--kill-child", "--net", "--mount", "--ipc", "--uts")
 _INHERITED = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_PATH", "CUDA_HOME")
+# A folder that is there on every machine: the new root is mounted over it, where nobody else sees it.
+_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/home")
 _MAX_FILE_BYTES = 256 << 20
 _MAX_OPEN_FILES = 256
-_START_TIMEOUT_S = 60.0
+_MAX_PROCESSES = 1024
+_SCRATCH_BYTES = 1 << 30
+START_TIMEOUT_S = 120.0
+_PROBE_TIMEOUT_S = 10.0
+
+
+class LocalLauncher:
+    """Starts local workers; fenced wherever that is possible, unless `fenced` says otherwise."""
+
+    def __init__(self, fenced: bool | None = None) -> None:
+        owner.sweep_folders()
+        self.fenced = not missing_for_fence() if fenced is None else fenced
+        self.name = "namespaces" if self.fenced else "local"
+
+    def worker(self, order: Order) -> LocalWorker:
+        return LocalWorker(order, self.fenced)
+
+    def compiler(self, kind: Kind, timeout_s: float) -> CompilerProcess:
+        return CompilerProcess(kind, timeout_s)
+
+    def close(self) -> None:
+        """Nothing outlives its candidate."""
 
 
 class LocalWorker:
-    """A worker process for one candidate, with its scratch directory; use as a context manager."""
+    """A worker process for one candidate; use as a context manager."""
 
-    def __init__(self, device: Device, memory_bytes: int) -> None:
-        self.scratch = tempfile.mkdtemp(prefix="warpsmith-worker-")
-        self.errors = Path(self.scratch) / "stderr"
-        isolation = ["-I", "-B"] if device.target == "cuda" else ["-I", "-S", "-B"]
-        with self.errors.open("wb") as errors:
-            self.peer = Peer(
-                [sys.executable, *isolation, "-c", _START],
-                [device.target, ":".join(_import_path(device))],
-                env=_environment(device, self.scratch),
-                cwd=self.scratch,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-        _limit(self.peer.process.pid, device, memory_bytes)
+    def __init__(self, order: Order, fenced: bool) -> None:
+        self.scratch = None if fenced else owner.make_folder("worker")
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  Closed in _end.
+        self.peer = Peer(
+            _fenced(order) if fenced else _unfenced(order),
+            [order.device.target, order.kind],
+            env=environment(order.device, self.scratch or "/tmp"),
+            cwd=self.scratch or "/",
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+        )
+        for pid in self.peer.processes()[:1]:
+            guardian().watch(pid)
 
     def __enter__(self) -> Self:
         try:
-            self.peer.wait_ready(_START_TIMEOUT_S)
+            self.peer.wait_ready(START_TIMEOUT_S)
         except (PeerDied, PeerTimedOut) as exc:
             said = self._said()
             self._end()
@@ -60,33 +89,112 @@ class LocalWorker:
         self._end()
 
     def _said(self) -> str:
-        return self.errors.read_text(errors="replace")[-2000:]
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace")[-2000:]
 
     def _end(self) -> None:
         self.peer.kill()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.errors.close()
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _import_path(device: Device) -> list[str]:
-    """Where the worker finds itself, and cuda-bindings for the cuda target."""
-    paths = [str(Path(__file__).resolve().parent.parent)]
-    if device.target == "cuda":
-        spec = importlib.util.find_spec("cuda.bindings")
-        locations = list(spec.submodule_search_locations or ()) if spec else []
-        paths += [str(Path(location).parent.parent) for location in locations]
-    return paths
+# ---------------------------------------------------------------- commands
 
 
-def _environment(device: Device, scratch: str) -> dict[str, str]:
+def _fenced(order: Order) -> list[str]:
+    seen = view.of_host(contents(order))
+    settings = {**first_settings(order), "path": seen.path}
+    settings["limits"] |= {resource.RLIMIT_NPROC: _MAX_PROCESSES}
+    fence = {**_fence(seen), "writable": {str(order.shared): str(view.REPORT)} if order.shared else {}}
+    if order.shared and os.getuid() == 0:
+        os.chown(order.shared, NOBODY, NOBODY)
+    if not order.tool:
+        return [*_unshare(), *_python(order), str(START), json.dumps({**settings, "reap": True, "fence": fence})]
+    command = [*order.tool, *_python(order), str(view.START), json.dumps(settings)]
+    return [*_unshare(), *_python(order), str(START), json.dumps({"reap": True, "fence": fence, "exec": command})]
+
+
+def _unfenced(order: Order) -> list[str]:
+    settings = {**first_settings(order), "path": _own_path(order), "reap": True}
+    tool = [part.replace(str(view.REPORT), str(order.shared)) for part in order.tool]
+    return [*tool, *_python(order), str(START), json.dumps(settings)]
+
+
+def _python(order: Order) -> list[str]:
+    return python(contents(order), view.interpreter())
+
+
+def _unshare() -> list[str]:
+    """Where we are root, the worker becomes another user; else root of a namespace that knows no other user."""
+    return ["unshare", *(() if os.getuid() == 0 else ("--user", "--map-root-user")), *_NAMESPACES, "--"]
+
+
+def _fence(seen: view.View) -> dict[str, Any]:
+    return {
+        "root": next(place for place in _MOUNT_POINTS if _free(place, seen)),
+        "binds": seen.binds,
+        "hidden": seen.hidden,
+        "writable": {},
+        "devices": [str(device) for device in Path("/dev").glob("nvidia*") if device.is_char_device()],
+        "scratch_bytes": _SCRATCH_BYTES,
+        "uid": NOBODY if os.getuid() == 0 else 0,
+    }
+
+
+def _free(place: str, seen: view.View) -> bool:
+    return Path(place).is_dir() and not any(Path(source).is_relative_to(place) for source in seen.binds)
+
+
+def python(packages: view.Contents, interpreter: str) -> list[str]:
+    """Without site, Python starts in half the time; the worker of the cpu target needs none of its packages."""
+    return [interpreter, "-I", "-B", *(["-S"] if packages == "bare" else [])]
+
+
+def contents(order: Order) -> view.Contents:
+    if order.kind == "torch":
+        return "torch"
+    return "cuda" if order.device.target == "cuda" else "bare"
+
+
+def first_settings(order: Order) -> dict[str, Any]:
+    """What start.py is told in every sandbox."""
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: _MAX_FILE_BYTES, resource.RLIMIT_NOFILE: _MAX_OPEN_FILES}
+    if contents(order) == "bare":  # The CUDA driver and torch reserve address space far beyond what they use.
+        limits[resource.RLIMIT_AS] = order.memory_bytes
+    return {"module": "sandbox.worker", "limits": limits}
+
+
+def _own_path(order: Order) -> list[str]:
+    return [str(Path(__file__).resolve().parent.parent), *([] if contents(order) == "bare" else filter(None, sys.path))]
+
+
+def environment(device: Device, scratch: str) -> dict[str, str]:
+    """Every variable of a worker."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     threads = {"OMP_NUM_THREADS": str(device.threads), "OMP_DYNAMIC": "false"} if device.target == "cpu" else {}
-    return {**kept, **threads, "PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8"}
+    fixed = {"PATH": _programs(), "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8", "USER": "nobody"}
+    return {**kept, **threads, **fixed}
 
 
-def _limit(pid: int, device: Device, memory_bytes: int) -> None:
-    """Set before any byte of the candidate reaches the process, which cannot raise them again."""
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: _MAX_FILE_BYTES, resource.RLIMIT_NOFILE: _MAX_OPEN_FILES}
-    if device.target == "cpu":  # The CUDA driver reserves address space far beyond what it uses.
-        limits[resource.RLIMIT_AS] = memory_bytes
-    for kind, most in limits.items():
-        resource.prlimit(pid, kind, (most, most))
+def _programs() -> str:
+    """nvcc, for torch sources that bring CUDA code, beside what every system has."""
+    return ":".join(place for place in ("/usr/local/cuda/bin", "/usr/local/bin", "/usr/bin", "/bin"))
+
+
+# ---------------------------------------------------------------- what this machine allows
+
+
+@cache
+def missing_for_fence() -> str:
+    """Why workers cannot be fenced on this machine; empty where they can."""
+    if shutil.which("unshare") is None:
+        return "no unshare command (util-linux)"
+    seen = view.of_host("bare")
+    settings = {"fence": _fence(seen), "limits": {}, "path": [], "module": ""}
+    command = [*_unshare(), view.interpreter(), "-I", "-S", "-B", str(START), json.dumps(settings)]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"making namespaces took more than {_PROBE_TIMEOUT_S:.0f} s"
+    return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["unshare failed"])[-1]

@@ -1,4 +1,4 @@
-"""The C++ compiler of this machine and the flags for a kernel of the cpu target.
+"""The C++ compiler and the flags for a kernel of the cpu target.
 
 Not covered: running it, which happens on the far side (compiler.py).
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +35,27 @@ def cpu_features() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
-class NativeCompiler:
-    """The C++ compiler of this machine: $CXX, else g++, else clang++."""
+def names() -> list[str]:
+    """What a C++ compiler may be called, best first: $CXX, else g++, else clang++."""
+    return [name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name]
 
-    def __init__(self) -> None:
-        names = [os.environ.get("CXX", ""), "g++", "clang++"]
-        found = next((path for name in names if name and (path := shutil.which(name))), None)
-        if not found:
+
+class NativeCompiler:
+    """The C++ compiler at `path`, which says `version` of itself."""
+
+    def __init__(self, path: str, version: str) -> None:
+        if not path:
             raise ToolchainMissing("no C++ compiler: wanted $CXX, g++ or clang++; apt-get install g++")
-        self.path = found
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-        self.version = version.stdout.strip().split("\n")[0]
-        if not self.version:
-            raise ToolchainMissing(f"{found} --version said nothing: {version.stderr.strip()[:200]}")
+        if not version:
+            raise ToolchainMissing(f"{path} --version said nothing")
+        self.path, self.version = path, version
         own_flags = CLANG_FLAGS if "clang" in self.version else GCC_FLAGS
         self.compile = [self.path, *COMPILE_FLAGS, *own_flags, "-S", "-o", "kernel.s"]
         self.link = [self.path, *LINK_FLAGS, "-o", "kernel.so", "kernel.s"]
         self.identity = [self.version, cpu_features(), self.compile, self.link]
 
-    def request(self, macros: dict[str, str], timeout_s: float) -> dict[str, Any]:
+    def request(self, macros: dict[str, str], timeout_s: float, sanitize: bool = False) -> dict[str, Any]:
         definitions = [f"-D{name}={value}" for name, value in sorted(macros.items())]
-        return {"compile": [*self.compile, *definitions, "kernel.cpp"], "link": self.link, "cpu_s": timeout_s}
+        checks = ["-fsanitize=address"] if sanitize else []
+        compiling = [*self.compile, *checks, *definitions, "kernel.cpp"]
+        return {"compile": compiling, "link": [*self.link, *checks], "cpu_s": timeout_s}

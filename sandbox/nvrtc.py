@@ -5,7 +5,9 @@ Not covered: NVRTC itself, which runs on the far side (compiler.py).
 
 from __future__ import annotations
 
-from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTimedOut
+from collections.abc import Callable
+
+from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTimedOut, Kind
 from sandbox.errors import ToolchainMissing
 
 START_TIMEOUT_S = 60.0
@@ -37,10 +39,10 @@ def cuda_text(source: str) -> str:
     return f'{CUDA_PRELUDE}{tensor_map}#line 1 "kernel.cu"\n{source}'
 
 
-def start_nvrtc() -> CompilerProcess:
+def start_nvrtc(start: Callable[[Kind, float], CompilerProcess]) -> CompilerProcess:
     """A warm NVRTC process with headers at hand, or ToolchainMissing."""
     try:
-        process = CompilerProcess("nvrtc", START_TIMEOUT_S)
+        process = start("nvrtc", START_TIMEOUT_S)
     except CompilerDied as exc:
         raise ToolchainMissing(f"NVRTC cannot be loaded ({exc}); {GET_CUDA}") from exc
     except CompilerTimedOut as exc:

@@ -1,11 +1,10 @@
-"""A process on the other end of a Unix socket: ask it, time it, kill it with everything it started.
+"""A process on the other end of a Unix socket: ask it, time it, freeze it, kill it with everything it started.
 
-Not covered: what is asked (judge.py) and how a sandboxed process is set up (local.py).
+Not covered: what is asked (judge.py) and how a sandboxed process is set up (local.py, docker.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
@@ -13,11 +12,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-import psutil
-
+from sandbox.descendants import Family, Unstoppable
 from sandbox.worker import wire
+
+_LAST_WORDS_S = 2.0
 
 
 class PeerDied(Exception):
@@ -32,18 +32,53 @@ class PeerTimedOut(Exception):
         self.operation, self.seconds = operation, seconds
 
 
+class Body(Protocol):
+    """What is known of the process behind the socket by whoever started it."""
+
+    def members(self) -> list[int]: ...
+    def cpu_seconds(self) -> float: ...
+    def threads(self) -> int: ...
+    def stop(self) -> None: ...
+    def go_on(self) -> None: ...
+
+    def kill(self) -> None:
+        """End everything; may be called again."""
+
+    def code(self, timeout_s: float) -> int | None:
+        """The exit code, negative for a signal; None where it still runs after `timeout_s`, or nobody can tell."""
+
+
+class Child(Family):
+    """A child process of ours, and its descendants."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(process.pid)
+        self.process = process
+
+    def code(self, timeout_s: float) -> int | None:
+        try:
+            code = self.process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return code if code <= 128 else 128 - code
+
+    def kill(self) -> None:
+        super().kill()
+        self.process.wait()
+
+
 class Peer:
-    """One process in a process group of its own, spoken to over a socket pair."""
+    """One process in a process group of its own, spoken to over a socket."""
 
     def __init__(
         self, command: Sequence[str], arguments: Sequence[str], env: dict[str, str], cwd: str, **popen: Any
     ) -> None:
         """Start `command`, followed by the descriptors of its socket and of the pipe it lives by, and `arguments`."""
-        self.socket, theirs = socket.socketpair()
-        lifeline, self.lifeline = os.pipe()
+        ours, theirs = socket.socketpair()
+        lifeline, held = os.pipe()
         handed = [theirs.fileno(), lifeline]
         with theirs:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [*command, *map(str, handed), *arguments],
                 env=env,
                 cwd=cwd,
@@ -53,12 +88,25 @@ class Peer:
                 **popen,
             )
         os.close(lifeline)
+        self._hold(ours, os.fdopen(held, "wb", buffering=0), Child(process))
+
+    @classmethod
+    def over(cls, connection: socket.socket, lifeline: Any, body: Body) -> Self:
+        """A process that was started elsewhere and has connected; it dies when `lifeline` is closed."""
+        peer = cls.__new__(cls)
+        peer._hold(connection, lifeline, body)
+        return peer
+
+    def _hold(self, connection: socket.socket, lifeline: Any, body: Body) -> None:
+        self.socket, self.lifeline, self.body = connection, lifeline, body
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    # ------------------------------------------------------------ talking
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
         """The message that the process sends first."""
@@ -96,30 +144,43 @@ class Peer:
         return message
 
     def _epitaph(self, reason: str) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=0.5)
-        code = self.process.returncode
+        code = self.body.code(_LAST_WORDS_S)
         self.kill()
         if code is None:
             return reason
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
+    # ------------------------------------------------------------ holding
+
+    def freeze(self) -> None:
+        """Stop every thread of the process and its descendants; returns when they stand. PeerDied where they do not.
+
+        About 0.2 ms. A process that arranged to be sent SIGCONT wakes up all the same, and uses CPU time by it.
+        """
+        try:
+            self.body.stop()
+        except Unstoppable as exc:
+            self.kill()
+            raise PeerDied(str(exc)) from exc
+
+    def thaw(self) -> None:
+        """Let them continue."""
+        self.body.go_on()
+
+    def processes(self) -> list[int]:
+        """Process ids, on this side, of the process and its descendants as far as they live."""
+        return self.body.members()
+
+    def threads(self) -> int:
+        """Threads of all of them."""
+        return self.body.threads()
+
+    def cpu_seconds(self) -> float:
+        """CPU time, user and system, of all that live now."""
+        return self.body.cpu_seconds()
+
     def kill(self) -> None:
         """Kill the process, its group and every descendant that left the group; return when they are gone."""
-        victims = _descendants(self.process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for victim in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-        self.process.wait()
-        if self.socket.fileno() >= 0:
-            self.socket.close()
-            os.close(self.lifeline)
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        self.body.kill()
+        self.socket.close()
+        self.lifeline.close()

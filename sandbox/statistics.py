@@ -18,6 +18,10 @@ _T95 = (
 )  # fmt: skip
 
 
+LEAST_GAIN = 1.02
+"""Below it nothing is called faster, however sure."""
+
+
 def interval(log_ratios: Sequence[float]) -> Interval:
     """Geometric mean of ratios given as logarithms, with a 95 % t interval; unbounded for fewer than two."""
     mean = statistics.fmean(log_ratios)
@@ -51,18 +55,28 @@ def speedups(timings: Sequence[Timing]) -> dict[str, Interval]:
     return {name: interval(_log_ratios([_subjects(t)[name] for t in timings], timings)) for name in sorted(names)}
 
 
+def gate(timings: Sequence[Timing]) -> float:
+    """The speedup whose lower bound must be exceeded: 1 + max(2 %, what eager differs from itself by)."""
+    with_again = [timing for timing in timings if timing.again is not None]
+    if not with_again:
+        return LEAST_GAIN
+    own = interval(_log_ratios([timing.again for timing in with_again if timing.again], with_again, "eager"))
+    return max(LEAST_GAIN, own.high, 2 - own.low)
+
+
 def _subjects(timing: Timing) -> Mapping[str, Measurement]:
     library = [m for name, m in timing.baselines.items() if name.startswith("library:")]
     own = {name: m for name, m in timing.baselines.items() if not name.startswith("library:")}
     return own | ({"library": min(library, key=lambda m: m.median_ms)} if library else {})
 
 
-def _log_ratios(baselines: Sequence[Measurement], timings: Sequence[Timing]) -> list[float]:
-    rounds = min(len(timing.candidate.rounds_ms) for timing in timings)
+def _log_ratios(baselines: Sequence[Measurement], timings: Sequence[Timing], against: str = "candidate") -> list[float]:
+    subjects = [timing.candidate if against == "candidate" else timing.baselines[against] for timing in timings]
+    rounds = min(len(subject.rounds_ms) for subject in subjects)
     return [
         statistics.fmean(
-            math.log(baseline.rounds_ms[i] / timing.candidate.rounds_ms[i])
-            for baseline, timing in zip(baselines, timings, strict=True)
+            math.log(baseline.rounds_ms[i] / subject.rounds_ms[i])
+            for baseline, subject in zip(baselines, subjects, strict=True)
         )
         for i in range(rounds)
     ]

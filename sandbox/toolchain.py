@@ -10,27 +10,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sandbox.cache import BuildCache, Built, Rejected
-from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTimedOut
+from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTimedOut, Kind
 from sandbox.contract import Artifact, KernelResources, Target
 from sandbox.errors import ToolchainMissing
 from sandbox.native import COMPILE_FLAGS as COMPILE_FLAGS
-from sandbox.native import NativeCompiler
+from sandbox.native import NativeCompiler, names
 from sandbox.nvrtc import CUDA_HEADERS, CUDA_OPTIONS, START_TIMEOUT_S, cuda_text, nvrtc_options, start_nvrtc
 from sandbox.resources import limits, occupancy, parse_ptxas, without_chatter
 from sandbox.screen import screen
 
-Kind = Literal["cubin", "ptx", "library"]
+Product = Literal["cubin", "ptx", "library", "sanitized"]
 
-SUFFIX: dict[Kind, str] = {"cubin": ".cubin", "ptx": ".ptx", "library": ".so"}
+SUFFIX: dict[Product, str] = {"cubin": ".cubin", "ptx": ".ptx", "library": ".so", "sanitized": ".so"}
 LOG_CHARS = 8000
+MOST_COMPILERS = max(2, min(8, os.cpu_count() or 1))
+"""NVRTC processes at once; each keeps its headers warm, and costs 0.1 GB."""
 
 
 class CompileFailed(Exception):
@@ -77,14 +81,23 @@ def content_key(*parts: object) -> str:
 # ---------------------------------------------------------------- the toolchain
 
 
+class Compilers(Protocol):
+    """What a toolchain needs of a launcher."""
+
+    def compiler(self, kind: Kind, timeout_s: float) -> CompilerProcess:
+        """A compile process that is ready; CompilerDied or CompilerTimedOut where it does not get there."""
+
+
 class Toolchain:
     """Builds kernels and keeps what it built. A context manager; safe to share between threads."""
 
-    def __init__(self, cache: Path, compile_timeout_s: float = 60) -> None:
+    def __init__(self, cache: Path, compile_timeout_s: float = 60, launcher: Compilers | None = None) -> None:
+        """Compile processes come from `launcher`, and without one from this machine as it is."""
         self.cache = BuildCache(cache)
         self.compile_timeout_s = compile_timeout_s
-        self._nvrtc: CompilerProcess | None = None
-        self._lock = threading.Lock()
+        self._start: Callable[[Kind, float], CompilerProcess] = launcher.compiler if launcher else CompilerProcess
+        self._idle: list[CompilerProcess] = []
+        self._turns = threading.Semaphore(MOST_COMPILERS)
 
     def __enter__(self) -> Toolchain:
         return self
@@ -93,9 +106,9 @@ class Toolchain:
         self.close()
 
     def close(self) -> None:
-        """End the compile process; a later build would start another."""
-        with self._lock:
-            self._drop_nvrtc()
+        """End the compile processes; a later build would start others."""
+        while self._idle:
+            self._idle.pop().kill()
 
     def build(self, source: str, target: Target, macros: dict[str, str], arch: str) -> Artifact:
         """Compile to a cubin (`cuda`, `arch` such as sm_90a) or a shared library (`cpu`).
@@ -103,6 +116,18 @@ class Toolchain:
         Raises CompileFailed where the candidate is at fault, ToolchainMissing where this machine is.
         """
         return self._build("cubin" if target == "cuda" else "library", source, macros, arch)
+
+    def text(self, source: str) -> Artifact:
+        """The source itself as an artifact: a torch source is built where it runs."""
+        content = source.encode()
+        key = content_key("text", source)
+        digest = hashlib.sha256(content).hexdigest()
+        self.cache.store(key, Built(sha256=digest, suffix=".txt", seconds=0.0), content)
+        return Artifact(sha256=digest, path=self.cache.path(key, ".txt"), arch="", macros={})
+
+    def sanitized(self, source: str, macros: dict[str, str], arch: str) -> Artifact:
+        """Compile a cpu source with AddressSanitizer's checks in it; never timed. Raises as `build` does."""
+        return self._build("sanitized", source, macros, arch)
 
     def ptx(self, source: str, macros: dict[str, str], arch: str) -> Artifact:
         """Compile a cuda source to PTX, for GPUs newer than any cubin. Raises as `build` does."""
@@ -120,8 +145,8 @@ class Toolchain:
         """Bound the cache, longest unused first; returns the bytes removed. Not while a candidate is judged."""
         return self.cache.prune(max_bytes)
 
-    def _build(self, kind: Kind, source: str, macros: dict[str, str], arch: str) -> Artifact:
-        text = screened(source, "kernel.cpp" if kind == "library" else "kernel.cu")
+    def _build(self, kind: Product, source: str, macros: dict[str, str], arch: str) -> Artifact:
+        text = screened(source, "kernel.cpp" if SUFFIX[kind] == ".so" else "kernel.cu")
         key = content_key(kind, text, sorted(macros.items()), arch, self._identity(kind))
         result = self.cache.load(key)
         cached = result is not None
@@ -140,7 +165,7 @@ class Toolchain:
             seconds=result.seconds,
         )
 
-    def _compile(self, kind: Kind, text: str, macros: dict[str, str], arch: str) -> tuple[Built | Rejected, bytes]:
+    def _compile(self, kind: Product, text: str, macros: dict[str, str], arch: str) -> tuple[Built | Rejected, bytes]:
         try:
             answer, content, places = self._ask(kind, text, macros, arch)
         except CompilerTimedOut as exc:
@@ -165,66 +190,75 @@ class Toolchain:
         return built, content
 
     def _ask(
-        self, kind: Kind, text: str, macros: dict[str, str], arch: str
+        self, kind: Product, text: str, macros: dict[str, str], arch: str
     ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
-        if kind == "library":
-            return self._ask_native(text, macros)
-        with self._lock:
-            try:
-                return self._ask_nvrtc(kind, text, macros, arch)
-            except CompilerDied:
-                # Whether this text ended the process, or what came before it, shows in a fresh one.
-                return self._ask_nvrtc(kind, text, macros, arch)
+        if SUFFIX[kind] == ".so":
+            return self._ask_native(text, macros, sanitize=kind == "sanitized")
+        try:
+            return self._ask_nvrtc(kind, text, macros, arch)
+        except CompilerDied:
+            # Whether this text ended the process, or what came before it, shows in another one.
+            return self._ask_nvrtc(kind, text, macros, arch)
 
     def _ask_nvrtc(
-        self, kind: Kind, text: str, macros: dict[str, str], arch: str
+        self, kind: Product, text: str, macros: dict[str, str], arch: str
     ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
-        process = self._warm_nvrtc()
         request = {
             "name": "kernel.cu",
             "kind": kind,
             "options": nvrtc_options(kind == "ptx", macros, arch),
             "headers": CUDA_HEADERS,
         }
-        answer, code = process.ask(request, cuda_text(text).encode(), self.compile_timeout_s)
-        if not answer["succeeded"] and "out of memory" in str(answer["log"]):
-            self._drop_nvrtc()
-            raise CompilerDied("out of memory")
+        with self._nvrtc() as process:
+            answer, code = process.ask(request, cuda_text(text).encode(), self.compile_timeout_s)
+            if not answer["succeeded"] and "out of memory" in str(answer["log"]):
+                process.kill()
+                raise CompilerDied("out of memory")
         places = {f"{process.directory}/": "", **{f"{place}/": "" for place in process.greeting["includes"]}}
         return answer, code, places
 
-    def _ask_native(self, text: str, macros: dict[str, str]) -> tuple[dict[str, Any], bytes, dict[str, str]]:
-        process = CompilerProcess("native", START_TIMEOUT_S)
+    def _ask_native(
+        self, text: str, macros: dict[str, str], sanitize: bool
+    ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
+        process = self._start("native", START_TIMEOUT_S)
         try:
-            request = self._native.request(macros, self.compile_timeout_s)
+            request = self._native.request(macros, self.compile_timeout_s, sanitize)
             answer, library = process.ask(request, text.encode(), self.compile_timeout_s)
             return answer, library, {f"{process.directory}/": ""}
         finally:
             process.kill()
 
-    def _warm_nvrtc(self) -> CompilerProcess:
-        if self._nvrtc and not self._nvrtc.alive:
-            self._drop_nvrtc()
-        if not self._nvrtc:
-            self._nvrtc = start_nvrtc()
-        return self._nvrtc
+    @contextlib.contextmanager
+    def _nvrtc(self) -> Iterator[CompilerProcess]:
+        """A warm NVRTC process that nobody else asks meanwhile; who is killed is not used again."""
+        with self._turns:
+            process = self._idle.pop() if self._idle else start_nvrtc(self._start)
+            while not process.alive:
+                process.kill()
+                process = self._idle.pop() if self._idle else start_nvrtc(self._start)
+            try:
+                yield process
+            finally:
+                if process.alive:
+                    self._idle.append(process)
 
-    def _drop_nvrtc(self) -> None:
-        if self._nvrtc:
-            self._nvrtc.kill()
-            self._nvrtc = None
-
-    def _identity(self, kind: Kind) -> object:
-        return self._native.identity if kind == "library" else [self._nvrtc_identity, CUDA_HEADERS, CUDA_OPTIONS]
+    def _identity(self, kind: Product) -> object:
+        native = SUFFIX[kind] == ".so"
+        return self._native.identity if native else [self._nvrtc_identity, CUDA_HEADERS, CUDA_OPTIONS]
 
     @cached_property
     def _native(self) -> NativeCompiler:
-        return NativeCompiler()
+        process = self._start("native", START_TIMEOUT_S)
+        try:
+            found, _ = process.ask({"find": names()}, b"", START_TIMEOUT_S)
+        finally:
+            process.kill()
+        return NativeCompiler(str(found["path"]), str(found["version"]))
 
     @cached_property
     def _nvrtc_identity(self) -> tuple[str, str, str]:
-        with self._lock:
-            greeting = self._warm_nvrtc().greeting
+        with self._nvrtc() as process:
+            greeting = process.greeting
         return greeting["version"], greeting["library"], ":".join(greeting["includes"])
 
     @cached_property

@@ -1,47 +1,58 @@
 """One candidate before one worker: load it, check its outputs, time it beside the baselines.
 
+The worker makes calls and nothing else: inputs are written and outputs read in the arena, by the referee. A worker that
+runs native code of a candidate is frozen except while it answers, so that what it computes is computed in the open.
 Whatever is the candidate's fault leaves as `Rejected`, which carries the verdict.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from sandbox import statistics
 from sandbox.contract import (
     Artifact,
+    BuildFailed,
+    Candidate,
     Cheated,
     Check,
     Device,
     Incorrect,
     LaunchFailed,
     Task,
+    TensorSpec,
     TimedOut,
     Timing,
     Verdict,
     Workload,
 )
-from sandbox.courtroom import Block, Courtroom, Drawn
+from sandbox.courtroom import Block, Courtroom, Drawn, within
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 from sandbox.plan import Plan, ResolvedPlan, environment, resolve
-from sandbox.signature import nbytes
-from sandbox.worker import wire
-from sandbox.worker.layout import dump_offsets
+from sandbox.signature import dtype_of, nbytes, shape_of
+from sandbox.worker.layout import Layout
 
 _COPY_TIMEOUT_S = 120.0
+_TORCH_BUILD_TIMEOUT_S = 600.0
 _BLOCK_S = 0.02
-"""Length of one block of timed calls on the cpu target."""
+"""Aim for the length of one block of timed calls."""
 _SETTLE_S = 0.004
-"""Pause between blocks: the OpenMP threads of the last one stop spinning."""
+"""Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
+_IDLE_S = 1e-4
 _ROOFLINE_SLACK = 1.10
+_EVENTS = 7
+"""Most calls in a block that device events measure one by one."""
+_UNEVEN = 1.5
+"""Mean over median of a block, from which on the calls are not alike and the mean counts."""
+AGAIN = "eager:again"
+"""Eager a second time in every round: how far two measurements of the same thing lie apart."""
 
 
 class Rejected(Exception):
@@ -54,11 +65,17 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """A candidate's plan, its tunables and one artifact for each workload."""
+    """A candidate, its plan, its tunables and one artifact for each workload."""
 
+    candidate: Candidate
     plan: Plan
     tunables: Mapping[str, int]
     artifacts: Mapping[str, Artifact]
+
+    @property
+    def native(self) -> bool:
+        """Whether code of the candidate runs on the host, in the worker's process."""
+        return self.candidate.target == "cpu" or self.candidate.form != "kernel"
 
 
 class Trial:
@@ -69,23 +86,14 @@ class Trial:
     ) -> None:
         self.room, self.task, self.build = room, room.task, build
         self.peer, self.device, self.rng, self.call_timeout_s = peer, device, rng, call_timeout_s
-        self.workspace_bytes = 0
-        # Of this trial alone: what a candidate wrote must not meet the next one.
-        self.dump = wire.memory_file("dump", self._dump_bytes())
+        self.events = device.target == "cuda" and not build.native
+        """Whether device events of our own runner decide; else this side's clock does."""
+        self.deterministic = True
+        self.overhead = 0.0
+        self._cpu_s = 0.0
+        self._processes = 1
+        self.torch = build.candidate.form != "kernel"
         self._loaded: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.dump)
-
-    def _dump_bytes(self) -> int:
-        """Of the largest workload."""
-        return max(
-            dump_offsets([*(nbytes(t, w) for t in self.task.tensors), self._resolved(w).workspace_bytes])[1]
-            for w in (*self.task.workloads, *self.task.held_out)
-        )
 
     # ------------------------------------------------------------ talking to the worker
 
@@ -97,39 +105,100 @@ class Trial:
     def _timed(
         self, workload: Workload, operation: str, timeout_s: float, *descriptors: int, **fields: Any
     ) -> tuple[float, dict[str, Any]]:
+        """A request and the seconds it took. Native code runs while the clock does, and never else."""
+        if self.build.native:
+            self._stood_still(workload)
         start = time.perf_counter()
         try:
+            if self.build.native:
+                self.peer.thaw()
             reply = self.peer.ask(operation, timeout_s, descriptors, **fields)
+            seconds = time.perf_counter() - start
+            if self.build.native:
+                self.peer.freeze()
+                self._cpu_s = self.peer.cpu_seconds()
         except PeerTimedOut as exc:
             raise Rejected(TimedOut(stage=f"{operation} on {workload.name}", seconds=exc.seconds)) from exc
         except PeerDied as exc:
             raise Rejected(LaunchFailed(workload=workload.name, reason=f"worker {exc} in {operation}")) from exc
         if "error" in reply:
-            raise Rejected(LaunchFailed(workload=workload.name, reason=str(reply["error"])[:2000]))
-        return time.perf_counter() - start, reply
+            raise Rejected(_failure(workload, reply))
+        return seconds, reply
 
-    def bind(self, workload: Workload, sets: int) -> None:
-        """Load the workload's specialisation where it is not yet, and allocate `sets` sets of buffers."""
+    def _stood_still(self, workload: Workload) -> None:
+        """Refuse a worker that computed while it was frozen: a timer can wake a stopped process."""
+        used = self.peer.cpu_seconds() - self._cpu_s if self._cpu_s else 0.0
+        if used > _IDLE_S:
+            evidence = f"{workload.name}: {used * 1e3:.2f} ms of CPU time while no call was asked for"
+            raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
+
+    def attach(self) -> None:
+        """Map the arena, and learn what a request without calls costs before any code of the candidate is there."""
+        first = self.task.workloads[0]
+        self.room.require(self.arena_bytes())
+        self._ask(first, "attach", _COPY_TIMEOUT_S, self.room.arena, bytes=self.room.arena_bytes)
+        self.overhead = min(self._timed(first, "time", _COPY_TIMEOUT_S, turns=[], flush=False)[0] for _ in range(9))
+        self._processes = len(self.peer.processes())
+
+    def arena_bytes(self) -> int:
+        """Of the largest workload."""
+        return max(self._layout(w, self._resolved(w)).total for w in (*self.task.workloads, *self.task.held_out))
+
+    def _layout(self, workload: Workload, plan: ResolvedPlan) -> Layout:
+        return self.room.layout(workload, plan.workspace_bytes)
+
+    def load(self, workload: Workload) -> None:
+        """Load the workload's specialisation, anew if it was loaded before: device globals start afresh."""
         artifact = self.build.artifacts[workload.name]
-        if artifact.sha256 not in self._loaded:
-            with artifact.path.open("rb") as image:
-                self._ask(workload, "load", _COPY_TIMEOUT_S, image.fileno(), key=artifact.sha256, entry=self.task.name)
-            self._loaded.add(artifact.sha256)
+        timeout_s = _TORCH_BUILD_TIMEOUT_S if self.torch else _COPY_TIMEOUT_S
+        if artifact.sha256 in self._loaded and self.build.native:
+            return
+        with artifact.path.open("rb") as image:
+            self._ask(
+                workload,
+                "load",
+                timeout_s,
+                image.fileno(),
+                key=artifact.sha256,
+                entry=self.task.name,
+                form=self.build.candidate.form,
+            )
+        self._loaded.add(artifact.sha256)
+
+    def bind(self, workload: Workload) -> None:
+        """Lay out the arena for a workload, and prepare a call on each set."""
         plan = self._resolved(workload)
-        self.workspace_bytes = plan.workspace_bytes
-        self._ask(
-            workload,
-            "bind",
-            _COPY_TIMEOUT_S,
-            key=artifact.sha256,
-            sets=sets,
-            outputs=len(self.task.outputs),
-            sizes=[nbytes(tensor, workload) for tensor in self.task.tensors],
-            scalars=_scalars(self.task, workload),
-            plan=_wired(plan, self.task),
-        )
+        self.layout = self._layout(workload, plan)
+        self.room.lay(workload, self.layout)
+        self._ask(workload, "bind", _COPY_TIMEOUT_S, **self.binding(workload, plan))
+
+    def bind_beside(self, workload: Workload, other: Trial) -> None:
+        """Bind this and another candidate to the same sets."""
+        plans = [trial._resolved(workload) for trial in (self, other)]
+        largest = max(plans, key=lambda plan: plan.workspace_bytes)
+        self.layout = other.layout = self._layout(workload, largest)
+        self.room.lay(workload, self.layout)
+        for trial, plan in zip((self, other), plans, strict=True):
+            trial._ask(workload, "bind", _COPY_TIMEOUT_S, **trial.binding(workload, plan))
+
+    def binding(self, workload: Workload, plan: ResolvedPlan) -> dict[str, Any]:
+        """The fields of a bind request."""
+        return {
+            "key": self.build.artifacts[workload.name].sha256,
+            "sets": [self.layout.offsets(i) for i in range(self.layout.sets)],
+            "workspace": self.layout.workspace,
+            "outputs": len(self.task.outputs),
+            "tensors": [
+                {"size": nbytes(t, workload), "shape": shape_of(t, workload), "dtype": dtype_of(t, workload)}
+                for t in self.task.tensors
+            ],
+            "scalars": _scalars(self.task, workload),
+            "plan": _wired(plan, self.task),
+        }
 
     def _resolved(self, workload: Workload) -> ResolvedPlan:
+        if self.torch:
+            return ResolvedPlan(launches=(), workspace_bytes=0, zero_workspace=False, tensormaps=())
         try:
             return resolve(self.build.plan, self.task, workload, self.build.tunables, self.device)
         except PlanError as exc:
@@ -137,33 +206,51 @@ class Trial:
 
     # ------------------------------------------------------------ correctness
 
-    def check(self, drawn: Drawn, index: int = 0) -> Check:
-        """Fill a set, call once, and compare everything that came back."""
-        self._ask(drawn.workload, "fill", _COPY_TIMEOUT_S, drawn.descriptor, set=index)
+    def check(self, workload: Workload, draws: list[Drawn]) -> list[Check]:
+        """One set of buffers, always new data in place: each draw, the first with a stretch exchanged, the first again.
+
+        A second set, on which no call is made, is watched.
+        """
+        sets = list(range(self.layout.sets))
+        chosen = self.rng.choice(sets)
+        witness = self.rng.choice([i for i in sets if i != chosen] or [None])
+        if witness is not None:
+            self._refresh([witness], draws[0], "rolled")
+        checks = [self._check(chosen, draws[0], witness=witness, keep=True)]
+        checks += [self._check(chosen, drawn) for drawn in draws[1:]]
+        self._check(chosen, draws[0], change="patched")
+        checks.append(self._check(chosen, draws[0], recall=True))
+        self._alone(workload)
+        return checks
+
+    def _alone(self, workload: Workload) -> None:
+        """Refuse processes that a kernel left behind; a torch source may have some of its compiler."""
+        left = len(self.peer.processes()) - self._processes if self.build.native and not self.torch else 0
+        if left > 0:
+            evidence = f"{workload.name}: {left} process(es) left running after the call"
+            raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
+
+    def _check(self, index: int, drawn: Drawn, change: str = "plain", **asked: Any) -> Check:
+        self._refresh([index], drawn, change, expect=index)
         self._ask(drawn.workload, "call", self.call_timeout_s, set=index)
-        return self.compare(drawn, index)
+        return self._compare(index, drawn, change, **asked)
 
-    def compare(self, drawn: Drawn, index: int = 0) -> Check:
-        """Compare the buffers of a set with what `drawn` must have become; Rejected where they differ."""
-        self._ask(drawn.workload, "read", _COPY_TIMEOUT_S, self.dump, set=index)
-        seen = self.room.ask("compare", descriptors=[self.dump], slot=drawn.slot, workspace_bytes=self.workspace_bytes)
-        return self._verdict_of(drawn, seen)
+    def _refresh(self, sets: list[int], drawn: Drawn, change: str, expect: int | None = None) -> None:
+        """New contents under the same pointers; outputs are poisoned."""
+        changeable = [i for i, spec in enumerate(self._given()) if spec.fill.kind != "integers"]
+        tensor = self.rng.choice(changeable or [0])
+        written = [[index, drawn.slot, change, self.rng.uniform(0.05, 0.95), tensor] for index in sets]
+        self.room.ask("refresh", sets=written, expect=expect)
 
-    def _verdict_of(self, drawn: Drawn, seen: dict[str, Any]) -> Check:
-        def incorrect(rule: str, evidence: str) -> Rejected:
-            workload, distribution = drawn.workload.name, drawn.distribution
-            return Rejected(Incorrect(workload=workload, distribution=distribution, rule=rule, evidence=evidence))
+    def _given(self) -> tuple[TensorSpec, ...]:
+        return (*self.task.inouts, *self.task.inputs)
 
-        if seen["guards"]:
-            names = ", ".join(seen["guards"])
-            raise incorrect("out-of-bounds write", f"guard zones of {names} were written")
-        if seen["changed"]:
-            names = ", ".join(seen["changed"])
-            raise incorrect("input changed", f"{names} differ after the call")
-        specs = (*self.task.outputs, *self.task.inouts)
-        for spec, error, yardstick, limit in zip(specs, seen["errors"], drawn.yardsticks, drawn.limits, strict=True):
-            if not (error[0] <= limit[0] and error[1] <= limit[1]):
-                raise incorrect("error", _evidence(spec.name, error, yardstick, limit))
+    def _compare(self, index: int, drawn: Drawn, change: str, timed: bool = False, **asked: Any) -> Check:
+        """Compare a set with what its contents must have become; Rejected where they differ."""
+        seen = self.room.ask("compare", set=index, **asked)
+        limits = drawn.limits if change == "plain" else drawn.limits_by_eager
+        self._refuse(drawn, seen, limits, timed)
+        self.deterministic &= bool(seen["same"])
         return Check(
             workload=drawn.workload.name,
             distribution=drawn.distribution,
@@ -171,39 +258,92 @@ class Trial:
             yardstick=max(row for row, _ in drawn.yardsticks),
         )
 
+    def _refuse(self, drawn: Drawn, seen: dict[str, Any], limits: tuple[tuple[float, float], ...], timed: bool) -> None:
+        workload, distribution = drawn.workload.name, drawn.distribution
+
+        def incorrect(rule: str, evidence: str) -> Rejected:
+            return Rejected(Incorrect(workload=workload, distribution=distribution, rule=rule, evidence=evidence))
+
+        if seen["guards"]:
+            raise incorrect("out-of-bounds write", f"guard zones of {', '.join(seen['guards'])} were written")
+        if seen["changed"]:
+            raise incorrect("input changed", f"{', '.join(seen['changed'])} differ after the call")
+        if seen["trespassed"]:
+            raise incorrect("out-of-bounds write", "buffers that belong to no argument of the call were written")
+        if within(seen["errors"], limits):
+            return
+        evidence = self._evidence(drawn, seen["errors"], limits)
+        if seen["stale"] and within(seen["stale"], limits[: len(seen["stale"])]):
+            raise Rejected(
+                Cheated(
+                    rule="answers kept between calls",
+                    evidence=f"{workload}: the answer to the data that stood there before; {evidence}",
+                )
+            )
+        if timed:
+            evidence = f"{workload}: right when checked, but in a timed block {evidence}"
+            raise Rejected(Cheated(rule="wrong when timed", evidence=evidence))
+        raise incorrect("error", evidence)
+
+    def _evidence(self, drawn: Drawn, errors: list[list[float]], limits: tuple[tuple[float, float], ...]) -> str:
+        specs = (*self.task.outputs, *self.task.inouts)
+        lines = zip(specs, errors, drawn.yardsticks, limits, strict=True)
+        return next(
+            _evidence(spec.name, error, yardstick, limit)
+            for spec, error, yardstick, limit in lines
+            if not within([error], [limit])
+        )
+
     # ------------------------------------------------------------ timing
 
-    def time(self, workload: Workload, draws: list[Drawn], rounds: int, every_baseline: bool) -> Timing:
-        """Interleaved rounds of the candidate and its baselines, in random order, from rotating cold buffers.
+    def rounds(self, workload: Workload, drawn: Drawn, rounds: int, every_baseline: bool) -> Rounds:
+        """Interleaved rounds of the candidate and its baselines, in random order, each call on data of its own.
 
-        Without `every_baseline` only the fastest library call takes part, and none of the task's other baselines.
+        Without `every_baseline` only the fastest library call takes part, and none of the task's other baselines; and
+        a candidate far behind the best gets fewer rounds.
         """
-        sets = self.room.sets(workload)
-        self.bind(workload, sets)
-        for i in range(sets):
-            self._ask(workload, "fill", _COPY_TIMEOUT_S, draws[i % len(draws)].descriptor, set=i)
-        self.room.ask("bind", slots=[drawn.slot for drawn in draws], sets=sets)
-        calls = {subject: self._calls(workload, subject) for subject in self._baselines(workload, every_baseline)}
-        calls["candidate"] = self._calls(workload, "candidate")
-        subjects = list(calls)
-        if calls["candidate"].seconds > 4 * calls["eager"].seconds:
-            rounds = min(rounds, 3)
-        results: dict[str, list[float]] = {subject: [] for subject in subjects}
+        names = self._baselines(workload, every_baseline)
+        blocks = {name: self._baseline_block(workload, name, drawn) for name in names}
+        blocks["candidate"] = self.candidate_block(workload, drawn)
+        if every_baseline:
+            blocks[AGAIN] = blocks["eager"]
+        else:
+            rounds = self._worth(workload, blocks, rounds)
+        results: dict[str, list[float]] = {subject: [] for subject in blocks}
         for _ in range(rounds):
-            for subject in self.rng.sample(subjects, len(subjects)):
-                results[subject].append(self._block(workload, subject, calls[subject]))
-        wall_ms = self._clocks_agree(workload, calls["candidate"]) if self.device.target == "cuda" else None
-        self._check_timed(draws, self.rng.randrange(sets))
+            for subject in self.rng.sample(list(blocks), len(blocks)):
+                results[subject].append(self._block(workload, subject, blocks[subject], drawn))
+        self._alone(workload)
+        wall_ms = self._clocks_agree(workload, drawn, blocks["candidate"]) if self.events else None
+        return Rounds(results, {subject: block.count for subject, block in blocks.items()}, wall_ms)
+
+    def _worth(self, workload: Workload, blocks: dict[str, Block], rounds: int) -> int:
+        """The rounds that a candidate's first calls have earned it."""
+        first_ms = blocks["candidate"].seconds * 1e3
+        best_ms = self.room.best_ms.get(workload.name, math.inf)
+        if first_ms > 3 * best_ms or first_ms > 4e3 * blocks["eager"].seconds:
+            return min(rounds, 2)
+        return min(rounds, 3) if first_ms > 1.3 * best_ms else rounds
+
+    def timing(self, workload: Workload, found: Rounds) -> Timing:
+        """What the rounds say; Rejected where they say more than the hardware can do."""
         measured = {
-            subject: statistics.measurement(values, calls[subject].count * rounds)
-            for subject, values in results.items()
+            subject: statistics.measurement(values, found.counts[subject] * len(values))
+            for subject, values in found.results.items()
         }
-        candidate = measured.pop("candidate")
-        seen = self.room.latencies_ms.setdefault(workload.name, {})
-        seen.update({name: baseline.median_ms for name, baseline in measured.items()})
-        share = self._roofline_share(workload, candidate.median_ms)
+        candidate, again = measured.pop("candidate"), measured.pop(AGAIN, None)
+        self.room.latencies_ms.setdefault(workload.name, {}).update(
+            {name: baseline.median_ms for name, baseline in measured.items()}
+        )
+        best = self.room.best_ms
+        best[workload.name] = min(candidate.median_ms, best.get(workload.name, math.inf))
         return Timing(
-            workload=workload.name, candidate=candidate, baselines=measured, roofline_share=share, wall_ms=wall_ms
+            workload=workload.name,
+            candidate=candidate,
+            baselines=measured,
+            roofline_share=self._roofline_share(workload, candidate.median_ms),
+            wall_ms=found.wall_ms,
+            again=again,
         )
 
     def _baselines(self, workload: Workload, every: bool) -> list[str]:
@@ -214,64 +354,83 @@ class Trial:
         library = [name for name in names if name.startswith("library:")]
         return [name for name in names if name in ("eager", "compile", min(library, key=seen.__getitem__, default=""))]
 
-    def _check_timed(self, draws: list[Drawn], index: int) -> Check:
-        """What timed calls left in a set; in-outs may have moved on with every call, so there one more is made."""
-        drawn = draws[index % len(draws)]
-        return self.check(drawn, index) if self.task.inouts else self.compare(drawn, index)
-
-    def _run(self, workload: Workload, subject: str, calls: int, flush: bool) -> tuple[float, list[float]]:
-        """Seconds on this side's clock, and the device's milliseconds where the target has them."""
+    def _run(self, workload: Workload, subject: str, turns: list[int], flush: bool) -> tuple[float, list[float]]:
+        """Seconds on this side's clock, and the device's milliseconds where they decide."""
         if subject == "candidate":
-            seconds, reply = self._timed(workload, "time", self.call_timeout_s, calls=calls, flush=flush)
+            seconds, reply = self._timed(workload, "time", self.call_timeout_s, turns=turns, flush=flush)
         else:
+            name = "eager" if subject == AGAIN else subject
             start = time.perf_counter()
-            reply = self.room.ask("time", _COPY_TIMEOUT_S, baseline=subject, calls=calls, flush=flush)
+            reply = self.room.ask("time", _COPY_TIMEOUT_S, baseline=name, turns=turns, flush=flush)
             seconds = time.perf_counter() - start
         return seconds, [float(value) for value in reply["events_ms"]]
 
-    def _calls(self, workload: Workload, subject: str) -> Block:
-        """How many calls make a block. Baselines are asked once, the candidate after a full turn of its sets."""
-        known = self.room.blocks.get((workload.name, subject))
-        if known is not None:
-            self._run(workload, subject, 1, flush=False)
-            return known
-        self._run(workload, subject, self.room.sets(workload), flush=False)
-        overhead = min(self._run(workload, subject, 0, flush=False)[0] for _ in range(5))
-        seconds, _ = self._run(workload, subject, 1, flush=False)
-        seconds = max(seconds - overhead, 1e-6)
-        if seconds < _BLOCK_S / 4:
-            seconds = max((self._run(workload, subject, 8, flush=False)[0] - overhead) / 8, 1e-6)
-        most = 10 if self.device.target == "cuda" else 1000
-        count = max(1 if seconds > _BLOCK_S else 3, min(most, math.ceil(_BLOCK_S / seconds)))
-        block = Block(count=count, overhead=overhead, seconds=seconds)
-        if subject != "candidate":
-            self.room.blocks[workload.name, subject] = block
-        return block
+    def _baseline_block(self, workload: Workload, name: str, drawn: Drawn) -> Block:
+        """Measured once for a task, with what a request without calls costs; each time one call to warm up."""
+        known = self.room.blocks.get((workload.name, name))
+        if known is None:
+            overhead = min(self._run(workload, name, [], flush=False)[0] for _ in range(9))
+            known = self._sized(workload, name, drawn, overhead)
+            self.room.blocks[workload.name, name] = known
+        else:
+            self._refresh([0], drawn, "rolled")
+            self._run(workload, name, [0], flush=False)
+        return known
 
-    def _block(self, workload: Workload, subject: str, block: Block) -> float:
-        """Milliseconds per call over one block: device events on cuda, this side's clock on cpu."""
-        if self.device.target == "cuda":
-            _, events = self._run(workload, subject, block.count, flush=True)
-            if len(events) != block.count:
-                raise Rejected(Cheated(rule="protocol", evidence=f"{len(events)} events for {block.count} calls"))
-            return sorted(events)[len(events) // 2]
-        time.sleep(_SETTLE_S)
-        seconds, _ = self._run(workload, subject, block.count, flush=False)
-        return max(seconds - block.overhead, 1e-7) / block.count * 1e3
+    def candidate_block(self, workload: Workload, drawn: Drawn) -> Block:
+        """What a block of the candidate's calls is, after its first ones."""
+        return self._sized(workload, "candidate", drawn, self.overhead)
 
-    def _clocks_agree(self, workload: Workload, block: Block) -> float:
+    def block(self, workload: Workload, block: Block, drawn: Drawn) -> float:
+        """Milliseconds per call over one block of the candidate's calls."""
+        return self._block(workload, "candidate", block, drawn)
+
+    def _sized(self, workload: Workload, subject: str, drawn: Drawn, overhead: float) -> Block:
+        """How many calls make a block: enough to be measured, none on data that another call has seen."""
+        most = min(self.layout.sets, _EVENTS if self.events else self.layout.sets)
+        seconds = self._first_calls(workload, subject, drawn, overhead, min(most, 3) if self.events else 1)
+        if seconds < _BLOCK_S / 4 and most > 1 and not self.events:
+            seconds = self._first_calls(workload, subject, drawn, overhead, min(8, most))
+        return Block(count=max(1, min(most, math.ceil(_BLOCK_S / seconds))), overhead=overhead, seconds=seconds)
+
+    def _first_calls(self, workload: Workload, subject: str, drawn: Drawn, overhead: float, count: int) -> float:
+        """Seconds per call."""
+        turns = list(range(count))
+        self._refresh(turns, drawn, "rolled")
+        seconds, events = self._run(workload, subject, turns, flush=self.events)
+        return max(_typical(events) / 1e3 if self.events else (seconds - overhead) / count, 1e-6)
+
+    def _block(self, workload: Workload, subject: str, block: Block, drawn: Drawn) -> float:
+        """Milliseconds per call over one block. What one of its calls, drawn at random, left behind is compared."""
+        turns = self.rng.sample(range(self.layout.sets), block.count)
+        watched = self.rng.choice(turns) if subject == "candidate" else None
+        self._refresh(turns, drawn, "rolled", expect=watched)
+        if self.device.target == "cpu":
+            time.sleep(_SETTLE_S)
+        seconds, events = self._run(workload, subject, turns, flush=self.events)
+        if watched is not None:
+            self._compare(watched, drawn, "rolled", timed=True)
+        if not self.events:
+            return max(seconds - block.overhead, 1e-7) / block.count * 1e3
+        if len(events) != block.count:
+            raise Rejected(Cheated(rule="protocol", evidence=f"{len(events)} events for {block.count} calls"))
+        return _typical(events)
+
+    def _clocks_agree(self, workload: Workload, drawn: Drawn, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
-        count = max(10, min(200, math.ceil(0.05 / block.seconds)))
+        count = max(10, min(200, math.ceil(0.01 / block.seconds)))
+        turns = [i % self.layout.sets for i in range(2 * count)]
+        self._refresh(sorted(set(turns)), drawn, "rolled")
         for _ in range(3):
-            one, events_one = self._run(workload, "candidate", count, flush=False)
-            two, events_two = self._run(workload, "candidate", 2 * count, flush=False)
+            one, events_one = self._run(workload, "candidate", turns[:count], flush=False)
+            two, events_two = self._run(workload, "candidate", turns, flush=False)
             wall_ms, events_ms = (two - one) / count * 1e3, (events_two[0] - events_one[0]) / count
             if events_ms >= wall_ms - max(0.1 * wall_ms, 0.01):
                 return wall_ms
         raise Rejected(
             Cheated(
                 rule="clocks disagree",
-                evidence=f"events say {events_ms:.4f} ms a call, the judge's clock {wall_ms:.4f} ms",
+                evidence=f"{workload.name}: events say {events_ms:.4f} ms a call, the judge's clock {wall_ms:.4f} ms",
             )
         )
 
@@ -288,6 +447,34 @@ class Trial:
                 )
             )
         return share
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Milliseconds per call, by subject and round."""
+
+    results: dict[str, list[float]]
+    counts: dict[str, int]
+    """Calls of each subject in a round."""
+    wall_ms: float | None
+
+    def and_then(self, later: Rounds) -> Rounds:
+        """With the rounds of another process behind."""
+        joined = {subject: values + later.results.get(subject, []) for subject, values in self.results.items()}
+        return Rounds(joined, self.counts, self.wall_ms)
+
+
+def _typical(events_ms: list[float]) -> float:
+    """The median of a block; its mean where one call does the work of others."""
+    median, mean = sorted(events_ms)[len(events_ms) // 2], sum(events_ms) / len(events_ms)
+    return mean if mean > _UNEVEN * median else median
+
+
+def _failure(workload: Workload, reply: dict[str, Any]) -> Verdict:
+    reason = str(reply["error"])[:8000]
+    if reply.get("stage") == "build":
+        return BuildFailed(log=reason)
+    return LaunchFailed(workload=workload.name, reason=reason[:2000])
 
 
 def floor(task: Task, workload: Workload, device: Device) -> float | None:

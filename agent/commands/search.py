@@ -34,6 +34,9 @@ def run(
     target: Annotated[
         Literal["auto", "cuda", "cpu"] | None, typer.Option(help="auto takes a GPU where one answers, else the CPU.")
     ] = None,
+    sandbox: Annotated[
+        Literal["auto", "docker", "local"] | None, typer.Option(help="Where candidates run: auto prefers Docker.")
+    ] = None,
     proposer: Annotated[str | None, typer.Option(help="auto or tuner.")] = None,
     archive: ArchivePath = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the composed extension goes.")] = None,
@@ -51,6 +54,7 @@ def run(
     flags = {
         "task": task,
         "target": target,
+        "sandbox": sandbox,
         "proposer": proposer,
         "archive": archive,
         "out": out_dir,

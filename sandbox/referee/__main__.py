@@ -1,7 +1,8 @@
 """The referee process: `python -m sandbox.referee SOCKET LIFELINE DEVICE`, spoken to as a worker is.
 
-Operations: open, prepare, compare, baselines, bind, time, drop, peaks. A slot is one drawn input with what is expected
-of it; slots never leave this process, the drawn inputs leave as bytes in a memory file.
+Operations: open, prepare, make_arena, lay, refresh, compare, baselines, time, drop, peaks. A slot is one drawn input
+with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in which this
+process alone writes and reads on the judge's behalf.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sandbox.contract import Task, TensorSpec, Workload
+from sandbox.contract import Task, Workload
 from sandbox.referee import baselines, oracle
-from sandbox.referee.inputs import DTYPES, draw
-from sandbox.signature import dtype_of, nbytes, shape_of
+from sandbox.referee.arena import Arena, Segment, holds, patched, rolled, write
+from sandbox.referee.inputs import draw
 from sandbox.worker import wire
-from sandbox.worker.layout import GUARD_BYTE, GUARD_BYTES, dump_offsets, offsets
+from sandbox.worker.layout import lay_out
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,29 @@ class Slot:
     expected: list[Tensor]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What this side wrote into a set: a slot's values, piece by piece, and what a call must make of them."""
+
+    slot: Slot
+    pieces: list[list[Segment]]
+    expected: list[Tensor] | None
+    """None where nobody will ask."""
+
+
 class Referee:
-    """State of the process: the task, its reference, the slots, the baselines bound for timing."""
+    """State of the process: the task, its reference, the slots, the arena and what stands in it."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.slots: dict[str, Slot] = {}
-        self.sets: list[list[Tensor]] = []
+        self.arena: Arena | None = None
         self.workload: Workload | None = None
-        self.cursor = 0
+        self.content: dict[int, Content] = {}
+        self.before: dict[int, list[Tensor]] = {}
+        """Expected outputs of what stood in a set before."""
+        self.kept: list[Tensor] = []
+        self.leads: dict[tuple[str, str], int] = {}
 
     def open(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Load a task."""
@@ -52,52 +67,130 @@ class Referee:
         self.slots.clear()
         return {"torch": str(torch.__version__)}
 
-    def prepare(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Draw inputs into the memory file; answer the yardsticks of outputs and in-outs."""
+    def prepare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Draw inputs; answer the yardsticks of outputs and in-outs, and how far trivial answers are off."""
         workload = Workload.model_validate(request["workload"])
-        values = draw(self.task, workload, request["distribution"], request["seed"], self.device)
+        values = self._draw(workload, request["distribution"], request["seed"])
         wanted = oracle.expected(self.task, self.module, values, workload)
         reached = oracle.achieved(self.task, self.module.reference, values, workload)
         self.slots[request["slot"]] = Slot(workload, values, wanted)
-        self._write(values, descriptors[0])
-        return {"yardsticks": [oracle.distance(got, want) for got, want in zip(reached, wanted, strict=True)]}
-
-    def _write(self, values: list[Tensor], descriptor: int) -> None:
-        image = wire.mapped(descriptor, writable=True)
-        raw = torch.frombuffer(image, dtype=torch.uint8)
-        starts, _ = offsets([value.nbytes for value in values])
-        for value, start in zip(values, starts, strict=True):
-            raw[start : start + value.nbytes].copy_(_bytes(value))
-
-    def compare(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Judge a worker's dump against a slot: errors, damaged guards, changed inputs."""
-        slot = self.slots[request["slot"]]
-        raw = torch.frombuffer(wire.mapped(descriptors[0], writable=True), dtype=torch.uint8)
-        names = [tensor.name for tensor in self.task.tensors] + ["workspace"] * bool(request["workspace_bytes"])
-        sizes = [nbytes(tensor, slot.workload) for tensor in self.task.tensors]
-        sizes += [request["workspace_bytes"]] * bool(request["workspace_bytes"])
-        starts, _ = dump_offsets(sizes)
-        regions = dict(zip(names, zip(starts, sizes, strict=True), strict=True))
+        other = self._draw(workload, request["distribution"], request["seed"] + 1) if request["admit"] else []
         return {
-            "errors": [
-                oracle.distance(self._tensor(raw, spec, slot.workload, regions[spec.name][0]), want)
-                for spec, want in zip((*self.task.outputs, *self.task.inouts), slot.expected, strict=True)
-            ],
-            "guards": [name for name, region in regions.items() if not _intact(raw, *region)],
-            "changed": self._changed(raw, slot, regions),
+            "yardsticks": [oracle.distance(got, want) for got, want in zip(reached, wanted, strict=True)],
+            "trivial": self._trivial(values, wanted, other, workload) if request["admit"] else {},
         }
 
-    def _tensor(self, raw: Tensor, spec: TensorSpec, workload: Workload, start: int) -> Tensor:
-        part = raw[start : start + nbytes(spec, workload)].view(DTYPES[dtype_of(spec, workload)])
-        return part.reshape(shape_of(spec, workload)).to(self.device)
+    def _draw(self, workload: Workload, distribution: str, seed: int) -> list[Tensor]:
+        own = getattr(self.module, "draw", None)
+        if own is None:
+            return draw(self.task, workload, distribution, seed, self.device)
+        return [value.contiguous() for value in own(seed, distribution, self.device)]
 
-    def _changed(self, raw: Tensor, slot: Slot, regions: dict[str, tuple[int, int]]) -> list[str]:
-        given = slot.values[len(self.task.inouts) :]
+    def _trivial(
+        self, values: list[Tensor], wanted: list[Tensor], other: list[Tensor], workload: Workload
+    ) -> dict[str, Any]:
+        """Errors of the answers that need no kernel, on every output; in-outs are compared with what they were."""
+        outputs = len(self.task.outputs)
+        guesses = {
+            "zeros": [torch.zeros_like(want) for want in wanted[:outputs]],
+            "a constant": [torch.full_like(want, float(want.double().mean())) for want in wanted[:outputs]],
+        }
+        for spec, value in zip((*self.task.inouts, *self.task.inputs), values, strict=True):
+            if value.is_floating_point() and all(value.shape == want.shape for want in wanted[:outputs]):
+                guesses[f"a copy of {spec.name}"] = [value] * outputs
+        answer = oracle.achieved(self.task, self.module.reference, other, workload)
+        guesses["the answer to other inputs"] = answer[:outputs]
+        unchanged = values[: len(self.task.inouts)]
+        return {
+            name: [oracle.distance(got, want) for got, want in zip([*guess, *unchanged], wanted, strict=True)]
+            for name, guess in guesses.items()
+        }
+
+    def make_arena(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """A new arena of at least `bytes`; its descriptor goes out over the socket that came along."""
+        if self.arena is not None:
+            self.content.clear()
+            self.before.clear()
+            self.arena.release()
+        self.arena = Arena(self.device, request["bytes"])
+        with socket.socket(fileno=os.dup(descriptors[0])) as out:
+            socket.send_fds(out, [b"x"], [self.arena.descriptor])
+        return {"bytes": self.arena.size}
+
+    def lay(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Lay the arena out for a workload."""
+        assert self.arena is not None
+        self.workload = Workload.model_validate(request["workload"])
+        self.content.clear()
+        self.before.clear()
+        self.arena.lay(self.task, self.workload, lay_out(request["sizes"], request["sets"], request["workspace_bytes"]))
+        self._synchronise()
+        return {}
+
+    def refresh(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Write inputs into sets and poison their outputs; `expect` names the set that will be compared."""
+        for index, slot, change, at, tensor in request["sets"]:
+            self._write(index, self.slots[slot], change, at, tensor, index == request["expect"])
+        self._synchronise()
+        return {}
+
+    def _write(self, index: int, slot: Slot, change: str, at: float, tensor: int, expect: bool) -> None:
+        assert self.arena is not None
+        known = self.content.get(index)
+        if known is not None and known.expected is not None:
+            self.before[index] = known.expected
+        pieces = [_pieces(value, change, at, tensor == i) for i, value in enumerate(slot.values)]
+        outputs = len(self.task.outputs)
+        for target, value, segments in zip(self.arena.tensors[index][outputs:], slot.values, pieces, strict=True):
+            write(target, value, segments)
+        self.arena.poison(index, outputs)
+        expected = slot.expected if change == "plain" else self._by_eager(index, slot) if expect else None
+        self.content[index] = Content(slot, pieces, expected)
+
+    def _by_eager(self, index: int, slot: Slot) -> list[Tensor]:
+        """What PyTorch makes of a set as it stands."""
+        assert self.arena is not None
+        values = self.arena.tensors[index][len(self.task.outputs) :]
+        return oracle.achieved(self.task, self.module.reference, values, slot.workload)
+
+    def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Judge what stands in a set: errors, damaged guards, changed inputs, what was done to another set."""
+        assert self.arena is not None
+        index = request["set"]
+        content, tensors = self.content[index], self.arena.tensors[index]
+        assert content.expected is not None
+        results = tensors[: len(content.expected)]
+        errors = [oracle.distance(got, want) for got, want in zip(results, content.expected, strict=True)]
+        before = self.before.get(index, [])[: len(self.task.outputs)]
+        kept, self.kept = self.kept, [tensor.clone() for tensor in results] if request.get("keep") else self.kept
+        return {
+            "errors": errors,
+            "stale": [oracle.distance(got, old) for got, old in zip(results, before, strict=False)],
+            "guards": self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
+            "changed": self._changed(index),
+            "trespassed": self._trespassed(request.get("witness")),
+            "same": all(torch.equal(_raw(a), _raw(b)) for a, b in zip(kept, results, strict=True))
+            if request.get("recall")
+            else True,
+        }
+
+    def _changed(self, index: int) -> list[str]:
+        assert self.arena is not None
+        content, skipped = self.content[index], len(self.task.inouts)
+        given = self.arena.tensors[index][len(self.task.outputs) + skipped :]
+        pieces, values = content.pieces[skipped:], content.slot.values[skipped:]
         return [
             spec.name
-            for spec, value in zip(self.task.inputs, given, strict=True)
-            if not torch.equal(raw[regions[spec.name][0] :][: value.nbytes].to(self.device), _bytes(value))
+            for spec, target, value, segments in zip(self.task.inputs, given, values, pieces, strict=True)
+            if not holds(target, value, segments)
         ]
+
+    def _trespassed(self, witness: int | None) -> bool:
+        """Whether a set that no call was made on has changed."""
+        assert self.arena is not None
+        if witness is None or witness not in self.content:
+            return False
+        return bool(self._changed(witness)) or not self.arena.poisoned(witness, len(self.task.outputs))
 
     def baselines(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Which baselines run on a slot, how far they are from the oracle, and why the others do not."""
@@ -114,31 +207,32 @@ class Referee:
             errors[name] = [oracle.distance(got, want) for got, want in zip(reached, slot.expected, strict=False)]
         return {"errors": errors, "failures": failures}
 
-    def bind(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Make `sets` sets of values for timing, alternating between the slots."""
-        slots = [self.slots[name] for name in request["slots"]]
-        self.workload = slots[0].workload
-        self.sets = []
-        for i in range(request["sets"]):
-            self.sets.append([value.clone() for value in slots[i % len(slots)].values])
-        self._synchronise()
-        return {}
-
     def time(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """`calls` calls of one baseline; device times on cuda, nothing on cpu, where the judge's clock decides."""
+        """One baseline on each set of `turns`; device times with `flush` on cuda, else the judge's clock decides."""
         assert self.workload is not None
-        function = self.functions[request["baseline"]]
-        turns = [self.sets[(self.cursor + i) % len(self.sets)] for i in range(request["calls"])]
-        self.cursor += request["calls"]
+        assert self.arena is not None
+        name, outputs = request["baseline"], len(self.task.outputs)
+        function = self.functions[name]
+        turns = [self.arena.tensors[index][outputs:] for index in request["turns"]]
         if self.device == "cuda" and request["flush"]:
-            return {"events_ms": baselines.device_times(function, turns, self.workload)}
+            return {"events_ms": baselines.device_times(function, turns, self.workload, self._leads(name, turns))}
         baselines.run(function, turns, self.workload)
         self._synchronise()
         return {"events_ms": []}
 
+    def _leads(self, name: str, turns: list[list[Tensor]]) -> int:
+        """Measured once, on copies: a call may change in-outs."""
+        assert self.workload is not None
+        key = (self.workload.name, name)
+        if key not in self.leads:
+            values = [value.clone() for value in turns[0]]
+            self.leads[key] = baselines.leads(self.functions[name], values, self.workload)
+        return self.leads[key]
+
     def drop(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Forget slots and bound sets, to free memory."""
-        self.sets = []
+        """Forget slots, to free memory."""
+        self.content.clear()
+        self.before.clear()
         for name in request["slots"]:
             self.slots.pop(name, None)
         if self.device == "cuda":
@@ -168,20 +262,24 @@ class Referee:
             torch.cuda.synchronize()
 
 
-def _bytes(value: Tensor) -> Tensor:
-    return value.contiguous().reshape(-1).view(torch.uint8)
+def _raw(value: Tensor) -> Tensor:
+    return value.reshape(-1).view(torch.uint8)
 
 
-def _intact(raw: Tensor, start: int, size: int) -> bool:
-    before, after = raw[start - GUARD_BYTES : start], raw[start + size : start + size + GUARD_BYTES]
-    return bool((before == GUARD_BYTE).all()) and bool((after == GUARD_BYTE).all())
+def _pieces(value: Tensor, change: str, at: float, chosen: bool) -> list[Segment]:
+    """How a drawn value is put together in a set. Integers are positions and lengths, and stay where they are."""
+    if change == "rolled" and value.is_floating_point():
+        return rolled(value.numel(), at)
+    if change == "patched" and chosen:
+        return patched(value.numel(), at, 0.01)
+    return [(0, 0, value.numel())]
 
 
 def serve(sock: socket.socket) -> None:
     """Answer requests until the connection closes; a bug in a reference ends the process with its traceback."""
     referee = Referee(sys.argv[3])
     wire.send(sock, {"ready": True})
-    names = ("open", "prepare", "compare", "baselines", "bind", "time", "drop", "peaks")
+    names = ("open", "prepare", "make_arena", "lay", "refresh", "compare", "baselines", "time", "drop", "peaks")
     operations = {name: getattr(referee, name) for name in names}
     while True:
         try:

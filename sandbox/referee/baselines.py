@@ -35,10 +35,9 @@ def run(function: Function, turns: list[list[Tensor]], workload: Workload) -> No
         call(function, values, workload)
 
 
-def device_times(function: Function, turns: list[list[Tensor]], workload: Workload) -> list[float]:
+def device_times(function: Function, turns: list[list[Tensor]], workload: Workload, leads: int) -> list[float]:
     """Device milliseconds of each call from a cold L2, by CUDA events; see worker/cuda.py for the same."""
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    leads = _leads(function, turns[0], workload, flush) if turns else 0
     pairs = [(_event(), _event()) for _ in turns]
     for values, (start, stop) in zip(turns, pairs, strict=True):
         for _ in range(leads):
@@ -50,25 +49,26 @@ def device_times(function: Function, turns: list[list[Tensor]], workload: Worklo
     return [start.elapsed_time(stop) for start, stop in pairs]
 
 
-def _leads(function: Function, values: list[Tensor], workload: Workload, flush: Tensor) -> int:
+def leads(function: Function, values: list[Tensor], workload: Workload) -> int:
     """How many flushes keep the GPU busy for twice as long as the host takes to queue one call.
 
     Otherwise the events of an operator of many launches would also measure the host that feeds it, and every
     candidate would look faster than it is.
     """
+    call(function, values, workload)
     host_s = []
     for _ in range(3):
         torch.cuda.synchronize()
         started = time.perf_counter()
         call(function, values, workload)
         host_s.append(time.perf_counter() - started)
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     start, stop = _event(), _event()
     start.record()
     flush.zero_()
     stop.record()
     torch.cuda.synchronize()
-    flush_ms = float(start.elapsed_time(stop))
-    return 1 + math.ceil(2 * max(host_s) * 1e3 / flush_ms)
+    return 1 + math.ceil(2 * max(host_s) * 1e3 / float(start.elapsed_time(stop)))
 
 
 def _event() -> Any:

@@ -1,127 +1,101 @@
 """The far side: serves one candidate over one connection, then dies.
 
-    python -I -m sandbox.worker SOCKET LIFELINE TARGET
+    python -I -m sandbox.worker SOCKET LIFELINE TARGET KIND
 
 Requests are JSON objects with an `op` and an `id`; the reply repeats the id. A failure of a candidate is a reply with
-`error`; anything worse ends the process, which the judge sees. Inputs come and outputs go as bytes in memory files.
-Not covered: any decision. Nothing here knows an expected output, a seed or a verdict.
+`error`; anything worse ends the process, which the judge sees. Inputs and outputs are bytes in the arena, memory that
+the judge's side owns, fills and reads. Not covered: any decision. Nothing here knows an expected output, a seed or a
+verdict.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import sys
 from typing import Any
 
 from sandbox.worker import wire
-from sandbox.worker.layout import GUARD_BYTES, POISON_BYTE, dump_offsets, offsets
 
 
 class Session:
-    """The buffers and prepared calls of the workload at hand."""
+    """The arena, and the prepared calls of the workload at hand."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
-        self.sets: list[list[Any]] = []
         self.calls: list[Any] = []
-        self.workspace: Any = None
-        self.cursor = 0
-        self.dump: Any = None
+        self.private: list[tuple[int, int, int]] = []
+        """Where a sanitizer watches: own address, address in the arena and bytes of each buffer."""
+        self.base = 0
+
+    def attach(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Map the arena behind the descriptor."""
+        self.base = self.device.attach(descriptors[0], request["bytes"])
+        return {}
 
     def load(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Load one specialisation from the memory file passed along."""
-        image = wire.mapped(descriptors[0], writable=False)
-        self.device.load(request["key"], descriptors[0], entry=request["entry"], image=image[:])
+        """Load one specialisation from the file passed along."""
+        self.calls = []
+        self.device.load(request, descriptors[0])
         return {}
 
     def bind(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Allocate `sets` sets of buffers for a workload and prepare a call on each."""
-        self.device.release()
-        self.outputs, self.sizes, plan = request["outputs"], request["sizes"], request["plan"]
-        self.workspace = self.device.allocate(plan["workspace_bytes"]) if plan["workspace_bytes"] else None
-        self.sets = [[self.device.allocate(size) for size in self.sizes] for _ in range(request["sets"])]
-        self.calls = [
-            self.device.prepare(
-                request["key"], [self.device.address(b) for b in buffers], request["scalars"], plan, self.workspace
-            )
-            for buffers in self.sets
-        ]
+        """Prepare a call on each set; with `private`, on one set in buffers of its own."""
+        for address, _source, _size in self.private:
+            self.device.free(address)
+        self.private = []
+        workspace_bytes = request["plan"]["workspace_bytes"]
+        workspace = self.base + request["workspace"] if workspace_bytes else 0
+        sets = [[self.base + offset for offset in offsets] for offsets in request["sets"]]
+        if request.get("private"):
+            workspace = self.device.allocate(workspace_bytes) if workspace_bytes else 0
+            sets = [self._privately(sets[0], [tensor["size"] for tensor in request["tensors"]])]
+        self.calls = [self.device.prepare(request, pointers, workspace) for pointers in sets]
         self.device.synchronise()
         return {}
 
-    def fill(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Copy in-outs and inputs in from the memory file, and poison outputs and workspace."""
-        buffers = self.sets[request["set"]]
-        image = wire.mapped(descriptors[0], writable=False)
-        address = _address(image)
-        starts, _ = offsets(self.sizes[self.outputs :])
-        for buffer, start in zip(buffers[self.outputs :], starts, strict=True):
-            self.device.write(buffer, address + start)
-        for buffer in buffers[: self.outputs] + ([self.workspace] if self.workspace else []):
-            self.device.fill(buffer, POISON_BYTE)
-        self.device.synchronise()
-        return {}
+    def _privately(self, pointers: list[int], sizes: list[int]) -> list[int]:
+        self.private = [(self.device.allocate(size), at, size) for at, size in zip(pointers, sizes, strict=True)]
+        return [address for address, _, _ in self.private]
 
     def call(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """One call on one set."""
+        outputs = request.get("outputs", 0)
+        for address, source, size in self.private[outputs:]:
+            self.device.copy(address, source, size)
         self.device.run([self.calls[request["set"]]])
+        self.device.synchronise()
+        for address, source, size in self.private:
+            self.device.copy(source, address, size)
         self.device.synchronise()
         return {}
 
     def time(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """`calls` calls, rotating over the sets from where the last request stopped."""
-        calls = [self.calls[(self.cursor + i) % len(self.calls)] for i in range(request["calls"])]
-        self.cursor += request["calls"]
-        return {"events_ms": self.device.time(calls, request["flush"])}
-
-    def read(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Copy every buffer of a set and the workspace, guards included, into the memory file of the first request."""
-        if self.dump is None:
-            self.dump = wire.mapped(descriptors[0], writable=True)
-            self.device.pin(_address(self.dump), len(self.dump))
-        buffers = self.sets[request["set"]] + ([self.workspace] if self.workspace else [])
-        starts, _ = dump_offsets([buffer[2] for buffer in buffers])
-        address = _address(self.dump)
-        for buffer, start in zip(buffers, starts, strict=True):
-            self.device.dump(buffer, address + start - GUARD_BYTES)
-        return {}
+        """Calls on the sets of `turns`, one after another."""
+        events = self.device.time([self.calls[turn] for turn in request["turns"]], request["flush"])
+        self.device.synchronise()
+        return {"events_ms": events}
 
 
-def _address(image: Any) -> int:
-    """Where a mapping lies; ctypes takes writable buffers only, so a read-only one is found by its own pointer."""
-    view = ctypes.py_object(image)
-    holder = _PyBuffer()
-    ctypes.pythonapi.PyObject_GetBuffer(view, ctypes.byref(holder), 0)
-    address = int(holder.buf)
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(holder))
-    return address
+def _open(target: str, kind: str) -> Any:
+    if kind == "torch":
+        from sandbox.worker.torch_calls import TorchCalls
 
-
-class _PyBuffer(ctypes.Structure):
-    _fields_ = (
-        ("buf", ctypes.c_void_p), ("obj", ctypes.py_object), ("len", ctypes.c_ssize_t), ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int), ("ndim", ctypes.c_int), ("format", ctypes.c_char_p), ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p), ("internal", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-def _open(target: str) -> tuple[Any, tuple[type[Exception], ...]]:
+        return TorchCalls(target)
     if target == "cpu":
         from sandbox.worker.cpu import Cpu
 
-        return Cpu(), (OSError, AttributeError)
-    from sandbox.worker.cuda import Cuda, CudaFailure
+        return Cpu()
+    from sandbox.worker.cuda import Cuda
 
-    return Cuda(), (CudaFailure,)
+    return Cuda()
 
 
-def serve(sock: socket.socket, target: str) -> None:
+def serve(sock: socket.socket, target: str, kind: str) -> None:
     """Answer requests until the connection closes."""
-    device, failures = _open(target)
+    device = _open(target, kind)
     session = Session(device)
-    operations = {name: getattr(session, name) for name in ("load", "bind", "fill", "call", "time", "read")}
+    operations = {name: getattr(session, name) for name in ("attach", "load", "bind", "call", "time")}
     wire.send(sock, {"ready": True})
     while True:
         try:
@@ -130,8 +104,8 @@ def serve(sock: socket.socket, target: str) -> None:
             return
         try:
             reply = operations[request["op"]](request, descriptors)
-        except failures as exc:
-            reply = {"error": str(exc)}
+        except device.failures as exc:
+            reply = {"error": str(exc), "stage": getattr(exc, "stage", "")}
         for descriptor in descriptors if request["op"] != "load" else ():
             os.close(descriptor)
         wire.send(sock, {"id": request["id"], **reply})
@@ -139,4 +113,4 @@ def serve(sock: socket.socket, target: str) -> None:
 
 if __name__ == "__main__":
     wire.die_with(int(sys.argv[2]))
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3])
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], sys.argv[4] if len(sys.argv) > 4 else "kernel")

@@ -6,69 +6,62 @@ The candidate owns this process; nothing it could have written here is believed 
 from __future__ import annotations
 
 import ctypes
-import mmap
 from typing import Any
 
-from sandbox.worker.layout import ALIGNMENT, GUARD_BYTE, GUARD_BYTES
-
-Buffer = tuple[mmap.mmap, int, int]
-"""Mapping that keeps it alive, address of the data, bytes of data."""
+from sandbox.worker import wire
+from sandbox.worker.layout import POISON_BYTE
 
 _SCALARS: dict[str, Any] = {"float": ctypes.c_float, "int": ctypes.c_int, "axis": ctypes.c_int64}
 
 
 class Cpu:
-    """Loads, allocates, copies and calls; addresses are plain integers."""
+    """Loads and calls; addresses are plain integers."""
+
+    failures: tuple[type[Exception], ...] = (OSError, AttributeError)
 
     def __init__(self) -> None:
         self.functions: dict[str, Any] = {}
+        self.libc = ctypes.CDLL(None)
+        self.libc.malloc.restype = ctypes.c_void_p
 
-    def load(self, key: str, descriptor: int, entry: str, **_: Any) -> None:
+    def attach(self, descriptor: int, _: int) -> int:
+        """Map the arena; its address."""
+        self.arena = wire.mapped(descriptor, writable=True)
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.arena))
+
+    def load(self, request: dict[str, Any], descriptor: int) -> None:
         """Load the shared library behind `descriptor`; OSError or AttributeError where it cannot be."""
         library = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_LOCAL)
-        function = library[entry]
+        function = library[request["entry"]]
         function.restype = None
-        self.functions[key] = function
+        self.functions[request["key"]] = function
 
-    def allocate(self, size: int) -> Buffer:
-        """A buffer of `size` bytes between two guard zones."""
-        mapping = mmap.mmap(-1, size + 2 * GUARD_BYTES + ALIGNMENT)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-        ctypes.memset(start, GUARD_BYTE, len(mapping))
-        return mapping, start + GUARD_BYTES, size
+    def allocate(self, size: int) -> int:
+        """A buffer of its own, whose bounds a sanitizer knows."""
+        return int(self.libc.malloc(ctypes.c_size_t(max(1, size))))
 
-    def address(self, buffer: Buffer) -> int:
-        return buffer[1]
+    def free(self, address: int) -> None:
+        self.libc.free(ctypes.c_void_p(address))
 
-    def write(self, buffer: Buffer, source: int) -> None:
-        """Copy from host memory at `source`."""
-        ctypes.memmove(buffer[1], source, buffer[2])
+    def copy(self, target: int, source: int, size: int) -> None:
+        ctypes.memmove(target, source, size)
 
-    def fill(self, buffer: Buffer, byte: int) -> None:
-        ctypes.memset(buffer[1], byte, buffer[2])
+    def poison(self, address: int, size: int) -> None:
+        ctypes.memset(address, POISON_BYTE, size)
 
-    def dump(self, buffer: Buffer, target: int) -> None:
-        """Copy guard, data, guard to host memory at `target`."""
-        ctypes.memmove(target, buffer[1] - GUARD_BYTES, buffer[2] + 2 * GUARD_BYTES)
-
-    def pin(self, address: int, size: int) -> None:
-        """Host memory is as near as it gets."""
-
-    def prepare(
-        self, key: str, pointers: list[int], scalars: list[list[Any]], plan: dict[str, Any], workspace: Buffer | None
-    ) -> Any:
+    def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """One call, ready to be repeated."""
         values = [ctypes.c_void_p(pointer) for pointer in pointers]
-        values += [_SCALARS[kind](value) for kind, value in scalars]
-        values.append(ctypes.c_void_p(workspace[1] if workspace else None))
-        clear = workspace if plan["zero_workspace"] else None
-        return self.functions[key], values, clear
+        values += [_SCALARS[kind](value) for kind, value in request["scalars"]]
+        values.append(ctypes.c_void_p(workspace or None))
+        clear = request["plan"]["workspace_bytes"] if request["plan"]["zero_workspace"] else 0
+        return self.functions[request["key"]], values, workspace, clear
 
     def run(self, calls: list[Any]) -> None:
         """Make the calls one after another."""
-        for function, values, clear in calls:
-            if clear is not None:
-                self.fill(clear, 0)
+        for function, values, workspace, clear in calls:
+            if clear:
+                ctypes.memset(workspace, 0, clear)
             function(*values)
 
     def time(self, calls: list[Any], flush: bool) -> list[float]:
@@ -78,6 +71,3 @@ class Cpu:
 
     def synchronise(self) -> None:
         """Calls return when they are done."""
-
-    def release(self) -> None:
-        """Mappings go with the last reference."""

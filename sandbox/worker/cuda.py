@@ -6,14 +6,14 @@ No candidate host code exists here, so the events of this file can be believed.
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from cuda.bindings import driver
 
-from sandbox.worker.layout import GUARD_BYTE, GUARD_BYTES, padded
-
-Buffer = tuple[int, int, int]
-"""Allocation, address of the data, bytes of data."""
+from sandbox.worker import vmm
+from sandbox.worker.layout import POISON_BYTE
+from sandbox.worker.vmm import CudaFailure, check
 
 _FLUSH_BYTES = 512 << 20
 """Written before each timed call: several times any L2, and long enough that every launch is queued behind it."""
@@ -31,34 +31,37 @@ _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8, 
 _SCALARS: dict[str, Any] = {"float": ctypes.c_float, "int": ctypes.c_int, "axis": ctypes.c_int64}
 
 
-class CudaFailure(Exception):
-    """A driver call failed; names the call and the error."""
-
-
-def check(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a driver call, or CudaFailure."""
-    error, *values = result
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise CudaFailure(f"{what}: {error.name}")
-    return values[0] if len(values) == 1 else values
-
-
 class Cuda:
-    """Loads, allocates, copies, launches and times on device 0."""
+    """Loads, launches and times on device 0; addresses are plain integers."""
+
+    failures: tuple[type[Exception], ...] = (CudaFailure,)
 
     def __init__(self) -> None:
         check(driver.cuInit(0), "cuInit")
         self.device = check(driver.cuDeviceGet(0), "cuDeviceGet")
         self.context = check(driver.cuDevicePrimaryCtxRetain(self.device), "cuDevicePrimaryCtxRetain")
         check(driver.cuCtxSetCurrent(self.context), "cuCtxSetCurrent")
+        # No share of the L2 may be set aside: what a kernel keeps there would survive the flush.
+        driver.cuCtxSetLimit(driver.CUlimit.CU_LIMIT_PERSISTING_L2_CACHE_SIZE, 0)
         self.stream = check(driver.cuStreamCreate(int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)), "cuStreamCreate")
         self.modules: dict[str, Any] = {}
         self.functions: dict[tuple[str, str], Any] = {}
-        self.allocations: list[int] = []
         self.scratch: int | None = None
 
-    def load(self, key: str, descriptor: int, entry: str, image: bytes) -> None:
-        """Load a cubin; CudaFailure where the driver refuses it."""
+    def attach(self, descriptor: int, size: int) -> int:
+        """Map the arena; its address."""
+        return vmm.attach(descriptor, size)
+
+    def load(self, request: dict[str, Any], descriptor: int) -> None:
+        """Load a cubin, anew where it was loaded before; CudaFailure where the driver refuses it."""
+        key = request["key"]
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(0)
+            image = file.read()
+        if key in self.modules:
+            self.synchronise()
+            check(driver.cuModuleUnload(self.modules.pop(key)), "cuModuleUnload")
+            self.functions = {name: found for name, found in self.functions.items() if name[0] != key}
         self.modules[key] = check(driver.cuModuleLoadData(image), "cuModuleLoadData")
 
     def function(self, key: str, kernel: str, smem_bytes: int, cluster: bool) -> Any:
@@ -75,47 +78,37 @@ class Cuda:
             check(driver.cuFuncSetAttribute(found, wide, 1), f"cluster of {kernel}")
         return found
 
-    def allocate(self, size: int) -> Buffer:
-        """A buffer of `size` bytes between two guard zones, aligned to 256 bytes."""
-        total = padded(size + 2 * GUARD_BYTES)
-        base = int(check(driver.cuMemAlloc(total), f"cuMemAlloc({total})"))
-        self.allocations.append(base)
-        check(driver.cuMemsetD8Async(base, GUARD_BYTE, total, self.stream), "cuMemsetD8Async")
-        return base, base + GUARD_BYTES, size
+    def allocate(self, size: int) -> int:
+        """A buffer of its own, whose bounds a sanitizer knows."""
+        return int(check(driver.cuMemAlloc(max(1, size)), f"cuMemAlloc({size})"))
 
-    def address(self, buffer: Buffer) -> int:
-        return buffer[1]
+    def free(self, address: int) -> None:
+        check(driver.cuMemFree(address), "cuMemFree")
 
-    def write(self, buffer: Buffer, source: int) -> None:
-        """Copy from host memory at `source`."""
-        self.synchronise()
-        check(driver.cuMemcpyHtoD(buffer[1], source, buffer[2]), "cuMemcpyHtoD")
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Within the GPU's memory."""
+        if size:
+            check(driver.cuMemcpyDtoDAsync(target, source, size, self.stream), "cuMemcpyDtoDAsync")
 
-    def fill(self, buffer: Buffer, byte: int) -> None:
-        if buffer[2]:
-            check(driver.cuMemsetD8Async(buffer[1], byte, buffer[2], self.stream), "cuMemsetD8Async")
+    def poison(self, address: int, size: int) -> None:
+        if size:
+            check(driver.cuMemsetD8Async(address, POISON_BYTE, size, self.stream), "cuMemsetD8Async")
 
-    def dump(self, buffer: Buffer, target: int) -> None:
-        """Copy guard, data, guard to host memory at `target`."""
-        check(driver.cuMemcpyDtoH(target, buffer[0], buffer[2] + 2 * GUARD_BYTES), "cuMemcpyDtoH")
-
-    def pin(self, address: int, size: int) -> None:
-        """Lock host memory that is copied to again and again: pageable copies run at a fraction of the bus."""
-        check(driver.cuMemHostRegister(address, size, 0), f"cuMemHostRegister({size})")
-
-    def prepare(
-        self, key: str, pointers: list[int], scalars: list[list[Any]], plan: dict[str, Any], workspace: Buffer | None
-    ) -> Any:
+    def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """The launches of one call, ready to be repeated."""
-        values: list[Any] = [*pointers, *(value for _, value in scalars), workspace[1] if workspace else 0]
+        plan, scalars = request["plan"], request["scalars"]
+        values: list[Any] = [*pointers, *(value for _, value in scalars), workspace]
         types: list[Any] = (
             [ctypes.c_void_p] * len(pointers) + [_SCALARS[kind] for kind, _ in scalars] + [ctypes.c_void_p]
         )
         for entry in plan["tensormaps"]:
             values.append(self._tensormap(entry, pointers[entry["index"]]))
             types.append(None)
-        clear = workspace if plan["zero_workspace"] else None
-        return [(self._config(key, launch), (tuple(values), tuple(types))) for launch in plan["launches"]], clear
+        clear = plan["workspace_bytes"] if plan["zero_workspace"] else 0
+        launches = [
+            (self._config(request["key"], launch), (tuple(values), tuple(types))) for launch in plan["launches"]
+        ]
+        return launches, workspace, clear
 
     def _config(self, key: str, launch: dict[str, Any]) -> tuple[Any, Any]:
         config = driver.CUlaunchConfig()
@@ -152,14 +145,15 @@ class Cuda:
 
     def run(self, calls: list[Any]) -> None:
         """Queue the calls one after another."""
-        for launches, clear in calls:
-            if clear is not None:
-                self.fill(clear, 0)
+        for launches, workspace, clear in calls:
+            if clear:
+                check(driver.cuMemsetD8Async(workspace, 0, clear, self.stream), "cuMemsetD8Async")
             for (config, function), arguments in launches:
                 check(driver.cuLaunchKernelEx(config, function, arguments, 0), "cuLaunchKernelEx")
 
     def time(self, calls: list[Any], flush: bool) -> list[float]:
         """Device milliseconds: of each call from a cold L2 with `flush`, else of all of them back to back."""
+        driver.cuCtxResetPersistingL2Cache()
         groups = [[call] for call in calls] if flush else [calls]
         events = [(self._event(), self._event()) for _ in groups]
         for group, (start, stop) in zip(groups, events, strict=True):
@@ -169,7 +163,13 @@ class Cuda:
             self.run(group)
             check(driver.cuEventRecord(stop, self.stream), "cuEventRecord")
         self.synchronise()
-        return [float(check(driver.cuEventElapsedTime(*pair), "cuEventElapsedTime")) for pair in events]
+        return [self._elapsed(*pair) for pair in events]
+
+    def _elapsed(self, start: Any, stop: Any) -> float:
+        elapsed = float(check(driver.cuEventElapsedTime(start, stop), "cuEventElapsedTime"))
+        for event in (start, stop):
+            check(driver.cuEventDestroy(event), "cuEventDestroy")
+        return elapsed
 
     def _event(self) -> Any:
         return check(driver.cuEventCreate(int(driver.CUevent_flags.CU_EVENT_DEFAULT)), "cuEventCreate")
@@ -182,17 +182,10 @@ class Cuda:
     def synchronise(self) -> None:
         check(driver.cuStreamSynchronize(self.stream), "cuStreamSynchronize")
 
-    def release(self) -> None:
-        """Free every buffer."""
-        self.synchronise()
-        for base in self.allocations:
-            check(driver.cuMemFree(base), "cuMemFree")
-        self.allocations.clear()
-
 
 def _leads(group: list[Any]) -> int:
     """Flushes before a call, so that all of its launches are queued before the first of them may start."""
-    return 1 + max(len(launches) for launches, _ in group) // _LAUNCHES_PER_FLUSH
+    return 1 + max(len(launches) for launches, _workspace, _clear in group) // _LAUNCHES_PER_FLUSH
 
 
 def _attributes(launch: dict[str, Any]) -> Any:

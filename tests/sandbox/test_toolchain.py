@@ -219,14 +219,13 @@ def test_assembly_that_reads_a_file_is_refused_however_it_is_spelled(toolchain: 
 
 
 def test_compile_process_cannot_open_files_of_this_machine(toolchain: Toolchain, tmp_path: Path) -> None:
-    process = toolchain._warm_nvrtc()
-    if not process.greeting["confined"]:
-        pytest.skip("this kernel has no Landlock")
     secret = tmp_path / "secret.h"
     secret.write_text("#error read the secret\n")
-    answer, _ = process.ask(
-        {"name": "k.cu", "kind": "cubin", "options": [], "headers": {}}, f'#include "{secret}"'.encode(), 10
-    )
+    request = {"name": "k.cu", "kind": "cubin", "options": [], "headers": {}}
+    with toolchain._nvrtc() as process:
+        if not process.greeting["confined"]:
+            pytest.skip("this kernel has no Landlock")
+        answer, _ = process.ask(request, f'#include "{secret}"'.encode(), 10)
     assert "cannot open source file" in answer["log"] or "could not open source file" in answer["log"]
 
 

@@ -1,0 +1,304 @@
+"""The promotion gate against itself: how often it calls a kernel faster than itself, and whether it finds a true 3 %.
+
+    python -m bench.gate --simulate                      # the statistics alone, against models of noise
+    python -m bench.gate --target cpu|cuda [--trials 200]   # the judge's own duels, on this machine
+
+A trial is one `Judge.duel`: interleaved rounds, a t interval over them, and a gate that the whole interval must
+exceed. The slow kernel is the same kernel doing a few per cent of its rows twice; how much slower it truly is comes
+from one long measurement that no trial uses. Not covered: drift that lasts longer than a whole duel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import statistics as plain
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from bench.candidates import paced
+from sandbox import statistics
+from sandbox.contract import Candidate, Device, Interval, Task
+
+if TYPE_CHECKING:
+    from sandbox.judge import Judge
+
+RESULTS = Path(__file__).parent / "results"
+LEAST_GAIN = 0.02
+"""The gate never opens for less."""
+ROUNDS = 12
+TRUE_GAIN = 0.03
+SIMULATED_TRIALS = 4000
+
+
+class Row(BaseModel):
+    """One experiment: so many duels between the same two kernels."""
+
+    what: str
+    true_ratio: float
+    """Champion's time over the challenger's: above 1 the challenger is truly faster."""
+    rounds: int
+    trials: int
+    declared: int
+    """How often the challenger was declared faster."""
+    mean_ratio: float
+    spread: float
+    """Standard deviation of the trials' ratios."""
+
+    @property
+    def rate(self) -> float:
+        return self.declared / self.trials
+
+
+class Report(BaseModel):
+    command: str
+    measured_at: str
+    device: str
+    load: float
+    """Load average over the minute before."""
+    notes: list[str]
+    rows: list[Row]
+
+
+# ---------------------------------------------------------------- simulation
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How one block's time strays from the truth, as a logarithm; drawn anew for each kernel and round."""
+
+    name: str
+    draw: Callable[[random.Random], float]
+    shared: float = 0.0
+    """Standard deviation of what hits both kernels of a round alike, such as a clock that wanders."""
+
+
+NOISES = (
+    Noise("normal, 0.5 %", lambda rng: rng.gauss(0, 0.005)),
+    Noise("normal, 1 %", lambda rng: rng.gauss(0, 0.01)),
+    Noise("normal, 2 %", lambda rng: rng.gauss(0, 0.02)),
+    Noise("normal, 1 %, and 5 % that hits both", lambda rng: rng.gauss(0, 0.01), shared=0.05),
+    Noise("skewed: exponential, 1 %", lambda rng: rng.expovariate(100)),
+    Noise("1 %, one block in twenty 30 % late", lambda rng: rng.gauss(0, 0.01) + (0.26 if rng.random() < 0.05 else 0)),
+    Noise("heavy tails: Student's t with 2 degrees, 0.5 %", lambda rng: 0.005 * student(rng, 2)),
+    Noise("normal, 5 %", lambda rng: rng.gauss(0, 0.05)),
+)
+
+
+def student(rng: random.Random, freedom: int) -> float:
+    squares = sum(rng.gauss(0, 1) ** 2 for _ in range(freedom))
+    return rng.gauss(0, 1) / math.sqrt(squares / freedom)
+
+
+def simulated_round(rng: random.Random, noise: Noise, ratio: float) -> float:
+    """The log ratio of one ABBA round: two blocks each, champion over challenger."""
+    common = rng.gauss(0, noise.shared)  # cancels in the ratio, as it does in an interleaved round
+    champion = plain.fmean(noise.draw(rng) + common for _ in range(2))
+    challenger = plain.fmean(noise.draw(rng) + common for _ in range(2))
+    return math.log(ratio) + champion - challenger
+
+
+def spread_of(rng: random.Random, noise: Noise, rounds: int) -> float:
+    """The session's own A/A spread: half the width of the interval of a kernel against itself, as a share."""
+    found = statistics.interval([simulated_round(rng, noise, 1.0) for _ in range(rounds)])
+    return max(found.high - 1.0, 1.0 - found.low)
+
+
+def simulate(noise: Noise, ratio: float, rounds: int, trials: int, seed: int) -> Row:
+    """Duels whose noise is known, through the judge's own interval; one A/A spread for every ten, as in a session."""
+    rng = random.Random(seed)
+    declared, ratios, gate = 0, [], 0.0
+    for trial in range(trials):
+        if trial % 10 == 0:
+            gate = 1 + max(LEAST_GAIN, spread_of(rng, noise, rounds))
+        found = statistics.interval([simulated_round(rng, noise, ratio) for _ in range(rounds)])
+        declared += found.low > gate
+        ratios.append(found.ratio)
+    return _row(noise.name, ratio, rounds, declared, ratios)
+
+
+def simulation(rounds: int, trials: int) -> Iterator[Row]:
+    for ratio in (1.0, 1 + TRUE_GAIN, 1.05, 1.10):
+        for seed, noise in enumerate(NOISES):
+            yield simulate(noise, ratio, rounds, trials, seed)
+
+
+# ---------------------------------------------------------------- the judge's own duels
+
+
+def duels(what: str, duel: Callable[[], Any], true_ratio: float, rounds: int, trials: int, minutes: float) -> Row:
+    declared, ratios, deadline = 0, [], time.perf_counter() + 60 * minutes
+    for trial in range(trials):
+        if ratios and time.perf_counter() > deadline:
+            break
+        found = duel()
+        declared += found.faster
+        ratios.append(found.interval.ratio)
+        _say(f"{what}: {trial + 1}/{trials}, declared faster {declared} times, mean ratio {plain.fmean(ratios):.4f}")
+    _say("", end="\n")
+    return _row(what, true_ratio, rounds, declared, ratios)
+
+
+def _row(what: str, true_ratio: float, rounds: int, declared: int, ratios: list[float]) -> Row:
+    spread = plain.stdev(ratios) if len(ratios) > 1 else 0.0
+    return Row(
+        what=what,
+        true_ratio=true_ratio,
+        rounds=rounds,
+        trials=len(ratios),
+        declared=declared,
+        mean_ratio=plain.fmean(ratios),
+        spread=spread,
+    )
+
+
+def measured(options: argparse.Namespace, device: Device) -> Report:
+    """A kernel against itself, then against itself with a few per cent more work."""
+    from agent import tasks
+    from sandbox import launch
+    from sandbox.judge import Judge
+    from sandbox.toolchain import Toolchain
+
+    loaded = tasks.load("layernorm", device.target)
+    # One workload: what is tested is the gate, not the mean over workloads.
+    task = loaded.model_copy(update={"workloads": (loaded.workloads[options.workload],), "held_out": ()})
+    launcher, why = launch.choose(options.sandbox)
+    notes = [f"layernorm, workload {task.workloads[0].name}; sandbox: {launcher.name} ({why})"]
+    with tempfile.TemporaryDirectory() as cache, Toolchain(Path(cache), launcher=launcher) as toolchain:
+        try:
+            with Judge(device, toolchain, launcher) as judge:
+                return report(device.name, list(experiments(judge, task, options, notes)), notes)
+        finally:
+            launcher.close()
+
+
+def experiments(judge: Judge, task: Task, options: argparse.Namespace, notes: list[str]) -> Iterator[Row]:
+    def experiment(what: str, challenger: Candidate, champion: Candidate, true: float, trials: int) -> Row:
+        def duel() -> Any:
+            return judge.duel(task, challenger, champion, rounds=options.rounds, processes=options.processes)
+
+        return duels(what, duel, true, options.rounds, trials, options.minutes)
+
+    fast = paced(task, 0.0)
+    yield experiment("a kernel against itself", fast, fast, 1.0, options.trials)
+    extra, true = calibrated(judge, task, fast, options.calibration)
+    low, high = (100 * (bound - 1) for bound in (true.low, true.high))
+    notes.append(
+        f"the slow kernel does {extra:.1%} of its rows twice, which takes {100 * (true.ratio - 1):.2f} % more time "
+        f"(95 %: {low:.2f}–{high:.2f}; {options.calibration} rounds that no trial uses)"
+    )
+    slow = paced(task, extra)
+    yield experiment("against itself, slowed", fast, slow, true.ratio, options.power_trials)
+    yield experiment("slowed, against the fast one", slow, fast, 1 / true.ratio, options.power_trials)
+
+
+def calibrated(judge: Judge, task: Task, fast: Candidate, rounds: int) -> tuple[float, Interval]:
+    """The share of rows to do twice that costs TRUE_GAIN, found in two corrections, and what it costs by a long duel.
+
+    The second time a row is read it comes from a cache, so that 3 % of the rows cost less than 3 %.
+    """
+    extra = TRUE_GAIN
+    for _ in range(2):
+        gain = judge.duel(task, fast, paced(task, extra), rounds=max(12, rounds // 3)).interval.ratio - 1
+        extra = min(0.5, max(0.005, extra * TRUE_GAIN / max(gain, TRUE_GAIN / 8)))
+        _say(f"calibration: a gain of {gain:.2%}, next {extra:.2%} of the rows", end="\n")
+    return extra, judge.duel(task, fast, paced(task, extra), rounds=rounds).interval
+
+
+# ---------------------------------------------------------------- report
+
+
+def report(device: str, rows: list[Row], notes: list[str]) -> Report:
+    return Report(
+        command=f"python -m bench.gate {' '.join(sys.argv[1:])}".strip(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=device,
+        load=os.getloadavg()[0],
+        notes=notes,
+        rows=rows,
+    )
+
+
+def markdown(found: Report) -> str:
+    lines = [
+        "# The promotion gate against itself",
+        "",
+        f"- `{found.command}`, {found.measured_at}; {found.device}, load average {found.load:.1f}",
+        *(f"- {note}" for note in found.notes),
+        f"- gate: the lower bound of the 95 % t interval over rounds exceeds 1 + max({LEAST_GAIN:.0%}, A/A spread)",
+        "- true ratio: champion's time over the challenger's; above 1 the challenger is faster",
+        "",
+        "| duel | true ratio | rounds | trials | declared faster | share | mean ratio | spread of ratios |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found.rows:
+        cells = [
+            row.what,
+            f"{row.true_ratio:.4f}",
+            str(row.rounds),
+            str(row.trials),
+            str(row.declared),
+            f"{row.rate:.1%}",
+            f"{row.mean_ratio:.4f}",
+            f"{row.spread:.2%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(found: Report, name: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(found.model_dump_json(indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown(found))
+    print(markdown(found))
+
+
+def _say(text: str, end: str = "\r") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulate", action="store_true", help="noise from models, no kernel at all")
+    parser.add_argument("--target", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--sandbox", choices=["auto", "docker", "local"], default="auto")
+    parser.add_argument("--workload", type=int, default=0, help="which search workload")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--power-trials", type=int, default=50)
+    parser.add_argument(
+        "--processes", type=int, help="fresh workers a duel is spread over; the judge's choice by default"
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="most minutes for each row of the table")
+    parser.add_argument("--calibration", type=int, default=100, help="rounds of the long measurement")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if options.simulate:
+        trials = options.trials if options.trials != 200 else SIMULATED_TRIALS
+        start = time.perf_counter()
+        rows = list(simulation(options.rounds, trials))
+        notes = [f"simulated noise, two blocks for each kernel and round; {time.perf_counter() - start:.0f} s"]
+        write(report("no device", rows, notes), "gate_simulated", options.out)
+        return
+    from sandbox.devices import detect
+
+    device = detect(options.target)
+    write(measured(options, device), f"gate_{device.target}", options.out)
+
+
+if __name__ == "__main__":
+    main()

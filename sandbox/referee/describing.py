@@ -1,0 +1,187 @@
+"""What a user's PyTorch file computes: `python -m sandbox.referee.describing FILE DEVICE OUT` writes it as JSON to OUT.
+
+Runs the file, which is the user's own. A last line on stderr that starts with the name of TaskError says what is wrong
+with it. Not covered: the task that is made of this (agent/importing.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sandbox.contract import ITEMSIZE
+from sandbox.errors import TaskError
+from sandbox.referee import pytorch_file
+from sandbox.referee.pytorch_file import construct, encoded, moved, outputs_of, seeded
+
+_STATE_SEED = 1
+
+
+def describe(path: Path, device: str) -> dict[str, Any]:
+    """Inputs, weights, outputs and how they reach the model; TaskError where no task can be made of it."""
+    module = pytorch_file.load(path, path.parent)
+    init = [encoded(value) for value in module.get_init_inputs()]
+    given = _inputs(module)
+    tensors = [value.to(device) for value in given if isinstance(value, Tensor)]
+    mode, outputs, changed = _tried(module, given, device)
+    weights = [(name, value) for name, value in _weights(moved(construct(module), device), changed)]
+    if not tensors and not weights:
+        raise TaskError("get_inputs() gives no tensor and Model has no parameters; wanted something to compute with")
+    return {
+        "summary": (inspect.getdoc(module.Model) or "").split("\n")[0] if "__doc__" in vars(module.Model) else "",
+        "init": init,
+        "mode": mode,
+        "arguments": _arguments(given),
+        "inputs": [_spec(name, value) for name, value in zip(_names(module, given), tensors, strict=True)],
+        "weights": [_spec(name, value) for name, value in weights],
+        "outputs": [_spec("", value) for value in outputs],
+        "rigid": [i for i, value in enumerate(tensors) if _is_rigid(value)],
+        "bytes": sum(value.nbytes for value in outputs) + _bytes_read(module, given, mode, device),
+    }
+
+
+def _inputs(module: Any) -> list[Any]:
+    """One draw of get_inputs(), once a second one was seen to have the same shapes."""
+    draws = []
+    for seed in (_STATE_SEED, _STATE_SEED + 1):
+        with seeded(seed):
+            draws.append(list(module.get_inputs()))
+    shapes = [[(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in draw] for draw in draws]
+    if shapes[0] != shapes[1]:
+        raise TaskError("get_inputs() gives other shapes or constants each time; wanted one problem size")
+    return draws[0]
+
+
+def _arguments(given: Sequence[Any]) -> list[dict[str, Any]]:
+    arguments: list[dict[str, Any]] = []
+    for value in given:
+        if isinstance(value, Tensor):
+            index = sum("index" in argument for argument in arguments)
+            arguments.append({"index": index, "boolean": value.dtype == torch.bool})
+        else:
+            arguments.append({"value": encoded(value)})
+    return arguments
+
+
+def _names(module: Any, given: Sequence[Any]) -> list[str]:
+    """What Model.forward calls the tensors that it is given."""
+    parameters = list(inspect.signature(module.Model.forward).parameters.values())[1:]
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named += [f"input{i}" for i in range(len(named), len(given))]
+    return [name for name, value in zip(named, given, strict=False) if isinstance(value, Tensor)]
+
+
+def _spec(name: str, value: Tensor) -> dict[str, Any]:
+    dtype = "uint8" if value.dtype == torch.bool else str(value.dtype).removeprefix("torch.")
+    if dtype not in ITEMSIZE:
+        raise TaskError(f"{name or 'an output'} is {dtype}, wanted one of {', '.join(ITEMSIZE)} or bool")
+    if not value.numel():
+        raise TaskError(f"{name} has no elements: its shape is {list(value.shape)}")
+    return {"name": name, "shape": list(value.shape), "dtype": dtype}
+
+
+# ---------------------------------------------------------------- what the model does
+
+
+def _on(given: Sequence[Any], device: str) -> list[Any]:
+    return [value.to(device, copy=True) if isinstance(value, Tensor) else value for value in given]
+
+
+def _tried(module: Any, given: Sequence[Any], device: str) -> tuple[str, tuple[Tensor, ...], frozenset[str]]:
+    """The mode in which the answer depends on inputs and weights alone, that answer, and which buffers a call changes.
+
+    Train, as a model starts, is preferred to eval.
+    """
+    for mode in ("train", "eval"):
+        model = moved(construct(module), device).train(mode == "train")
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        arguments = _on(given, device)
+        with torch.no_grad():
+            first = _answer(model, arguments)
+            if _changed(given, arguments):
+                raise TaskError("Model.forward changes its inputs in place; wanted a function of them")
+            if _agree(first, _answer(model, _on(given, device))):
+                changed = (name for name, value in model.named_buffers() if not torch.equal(value, before[name]))
+                return mode, first, frozenset(changed)
+    raise TaskError("Model gives other answers to the same inputs, in eval mode too; wanted a function of its inputs")
+
+
+def _answer(model: torch.nn.Module, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    result = model(*arguments)
+    if not isinstance(result, Tensor) and not (
+        isinstance(result, tuple | list) and result and all(isinstance(value, Tensor) for value in result)
+    ):
+        raise TaskError(f"Model.forward returned a {type(result).__name__}; wanted a tensor or a tuple of tensors")
+    answers = outputs_of(result)
+    if not all(value.numel() for value in answers):
+        raise TaskError("Model.forward returns a tensor that has no elements")
+    if any(bool(value.isnan().any()) for value in answers):
+        raise TaskError("Model.forward returns NaN on get_inputs(); nothing can be compared with that")
+    return answers
+
+
+def _changed(given: Sequence[Any], arguments: Sequence[Any]) -> bool:
+    pairs = zip(given, arguments, strict=True)
+    return any(isinstance(old, Tensor) and not torch.equal(old, new.to(old.device)) for old, new in pairs)
+
+
+def _agree(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Up to what atomics do in another order."""
+    pairs = [(a.double(), b.double()) for a, b in zip(first, second, strict=True)]
+    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().nan_to_num(0, 0, 0).mean())) for a, b in pairs)
+
+
+def _weights(model: torch.nn.Module, changed: frozenset[str]) -> list[tuple[str, Tensor]]:
+    """Parameters, and those buffers that hold statistics: masks and tables stay as the constructor makes them."""
+    statistics = [
+        (name, value)
+        for name, value in model.named_buffers()
+        if name not in changed
+        and value.is_floating_point()
+        and value.numel() > 1
+        and bool((value == value.flatten()[0]).all())
+    ]
+    return [*model.named_parameters(), *statistics]
+
+
+def _is_rigid(value: Tensor) -> bool:
+    """Whether an input has a structure that moving its values about would break: zeros, symmetry, order, few values."""
+    if value.numel() < 3 or value.dtype == torch.bool:
+        return True
+    if not value.is_floating_point():
+        return bool((value.diff() >= 0).all())
+    zeros = float((value == 0).float().mean())
+    symmetric = value.dim() > 1 and value.shape[-1] == value.shape[-2] and torch.equal(value, value.mT)
+    few = len(set(value.flatten()[:4096].tolist())) <= 8
+    return zeros > 0.05 or symmetric or few
+
+
+def _bytes_read(module: Any, given: Sequence[Any], mode: str, device: str) -> int:
+    """Bytes of inputs and weights on which the answer depends, by their gradients: no more than must be read.
+
+    Integers, and what a gradient does not reach, count nothing: a floor that is too low accuses nobody.
+    """
+    model = moved(construct(module), device).train(mode == "train")
+    arguments = [
+        value.requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in _on(given, device)
+    ]
+    leaves = [v for v in (*arguments, *model.parameters()) if isinstance(v, Tensor) and v.requires_grad]
+    try:
+        outputs = [out for out in outputs_of(model(*arguments)) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.randn_like(out) for out in outputs])
+    except RuntimeError:
+        return 0  # An operator without a derivative.
+    return sum(int((leaf.grad != 0).sum()) * leaf.itemsize for leaf in leaves if leaf.grad is not None)
+
+
+if __name__ == "__main__":
+    found = describe(Path(sys.argv[1]), sys.argv[2])
+    Path(sys.argv[3]).write_text(json.dumps(found))
