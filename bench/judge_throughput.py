@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from pydantic import BaseModel
 
 from agent import tasks
 from bench import inline, usual
+from bench.build_latency import cuda_home
 from bench.candidates import COUNT, Specimen, specimens
 from sandbox import devices, launch
 from sandbox.contract import Device, Judgement, Task, Workload
@@ -163,7 +166,7 @@ def spread(items: Sequence[Specimen], wanted: int) -> list[Specimen]:
     """Evenly spread over the 64, one in four of them broken, every kind of damage before any comes twice."""
     broken = [item for item in items if item.kind != "right"]
     right = [item for item in items if item.kind == "right"]
-    bad = min(len(broken), max(1, wanted // 4)) if wanted else 0
+    bad = min(len(broken), max(1, wanted // 4)) if wanted > 1 else 0
     chosen = [right[i * len(right) // max(1, wanted - bad)] for i in range(wanted - bad)]
     return chosen + broken[:bad]
 
@@ -189,9 +192,16 @@ def usual_job(task: Task, specimen: Specimen, workload: Workload, device: Device
     return file
 
 
+@cache
+def toolkit() -> dict[str, str]:
+    """Where load_inline finds nvcc, also where the nvcc on PATH is a script that calls the real one."""
+    nvcc = shutil.which("nvcc")
+    return {"CUDA_HOME": str(cuda_home(nvcc))} if nvcc else {}
+
+
 def fresh_process(what: str, file: Path, jobs: int | None = None) -> tuple[usual.Outcome, float]:
     """One run of usual.py, and its wall-clock seconds; a process that dies launched badly."""
-    env = dict(os.environ) | ({"MAX_JOBS": str(jobs)} if jobs else {})
+    env = {**toolkit(), **os.environ, **({"MAX_JOBS": str(jobs)} if jobs else {})}
     started = time.perf_counter()
     try:
         command = [sys.executable, "-m", "bench.usual", what, str(file)]

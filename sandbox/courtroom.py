@@ -46,10 +46,9 @@ class Drawn:
     yardsticks: tuple[tuple[float, float], ...]
     limits: tuple[tuple[float, float], ...]
 
-    @property
-    def limits_by_eager(self) -> tuple[tuple[float, float], ...]:
-        """The same where PyTorch's own answer stands in for the oracle: both may be off."""
-        pairs = zip(self.limits, self.yardsticks, strict=True)
+    def limits_against(self, errors: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+        """The same where somebody's answer, itself off by `errors`, stands in for the oracle."""
+        pairs = zip(self.limits, errors, strict=True)
         return tuple((limit[0] + own[0], limit[1] + own[1]) for limit, own in pairs)
 
 
@@ -84,6 +83,8 @@ class Courtroom:
         self.failures: dict[str, str] = {}
         self.baselines: dict[str, list[str]] = {}
         self.blocks: dict[tuple[str, str], Block] = {}
+        self.errors: dict[str, dict[str, list[list[float]]]] = {}
+        """By workload and baseline: of its outputs, by row and by element."""
         self.latencies_ms: dict[str, dict[str, float]] = {}
         """By workload and baseline, as last measured."""
         self.best_ms: dict[str, float] = {}
@@ -196,6 +197,21 @@ class Courtroom:
         """Forget draws that are no longer needed."""
         self.ask("drop", slots=[drawn.slot for drawn in evidence.all()])
 
+    def stand_in(self, drawn: Drawn) -> tuple[str, tuple[tuple[float, float], ...]]:
+        """Whose answer stands in for the oracle's on data that was moved about, and the limits against it.
+
+        The fastest baseline that is as accurate as a candidate has to be; eager where in-outs count, too.
+        """
+        name, errors = "eager", [*map(list, drawn.yardsticks)]
+        if not self.task.inouts:
+            seen = self.latencies_ms.get(drawn.workload.name, {})
+            accurate = [
+                n for n, e in self.errors.get(drawn.workload.name, {}).items() if n in seen and within(e, drawn.limits)
+            ]
+            name = min(accurate, key=seen.__getitem__, default="eager")
+            errors = self.errors[drawn.workload.name][name] if accurate else errors
+        return name, drawn.limits_against(errors)
+
     # ------------------------------------------------------------ the arena
 
     def layout(self, workload: Workload, workspace_bytes: int) -> Layout:
@@ -239,6 +255,7 @@ class Courtroom:
                 )
                 if worst <= 5.0:
                     admitted.append(name)
+                    self.errors.setdefault(workload.name, {})[name] = errors
                 else:
                     self.failures[f"{name} on {workload.name}"] = f"wrong: its error is {worst:.1f} times the tolerance"
             self.baselines[workload.name] = admitted

@@ -20,7 +20,7 @@ from typing import Any, Self
 import psutil
 
 from sandbox import gpu_route, image, owner, view
-from sandbox.compiler_process import CompilerDied, CompilerProcess, Kind
+from sandbox.compiler_process import CompilerProcess, Kind
 from sandbox.container import SOCKET_FOLDER, Box
 from sandbox.contract import Device
 from sandbox.engine import Container, Engine, usable_cores
@@ -193,16 +193,33 @@ class Compilers:
     def start(self, kind: Kind) -> ContainedCompiler:
         """A compile process; EngineUnreachable or WorkerLost where the container does not come up."""
         with self.lock:
-            if self.box is None:
-                self.box = self.launcher.open(self.launcher.compile_container())
-                self.box.peer().wait_ready(START_TIMEOUT_S)
+            try:
+                return ContainedCompiler(self, kind)
+            except (PeerDied, PeerTimedOut, WorkerLost):
+                # Somebody ended the container since it was last used.
+                return self._start_anew(kind)
+
+    def _start_anew(self, kind: Kind) -> ContainedCompiler:
+        try:
             return ContainedCompiler(self, kind)
+        except (PeerDied, PeerTimedOut) as exc:
+            raise WorkerLost(f"the container of the compilers does not stay up: {exc}") from exc
+
+    def running(self) -> Box:
+        if self.box is None:
+            box = self.launcher.open(self.launcher.compile_container())
+            try:
+                box.peer().wait_ready(START_TIMEOUT_S)
+            except BaseException:
+                box.end()
+                raise
+            self.box = box
+        return self.box
 
     def ask(self, operation: str, descriptors: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:
         """PeerDied or PeerTimedOut where the container is lost; the next start makes another."""
-        assert self.box
         try:
-            return self.box.peer().ask(operation, _SERVER_TIMEOUT_S, descriptors, **fields)
+            return self.running().peer().ask(operation, _SERVER_TIMEOUT_S, descriptors, **fields)
         except (PeerDied, PeerTimedOut, WorkerLost):
             self.close()
             raise
@@ -217,15 +234,15 @@ class ContainedCompiler:
     """A compile process in the container."""
 
     def __init__(self, compilers: Compilers, kind: Kind) -> None:
-        self.compilers, self.box = compilers, compilers.box
+        self.compilers, self.box = compilers, compilers.running()
         self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
         theirs_in, self.requests = os.pipe()
         self.answers, theirs_out = os.pipe()
         try:
             started = compilers.ask("start", (theirs_in, theirs_out, self._errors), kind=kind)
-        except (PeerDied, PeerTimedOut) as exc:
+        except (PeerDied, PeerTimedOut, WorkerLost):
             self._close()
-            raise CompilerDied(f"the container of the compilers: {exc}") from exc
+            raise
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
@@ -239,7 +256,7 @@ class ContainedCompiler:
         with self.compilers.lock:
             if self.compilers.box is not self.box:
                 return None
-            with contextlib.suppress(PeerDied, PeerTimedOut):
+            with contextlib.suppress(PeerDied, PeerTimedOut, WorkerLost):
                 answer = self.compilers.ask("end", process=self.process, patience_s=patience_s)
                 return int(answer["status"])
         return None

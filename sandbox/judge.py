@@ -25,23 +25,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from sandbox import statistics
+from sandbox import authorship, statistics
 from sandbox.contract import (
     Artifact,
     BuildFailed,
     Candidate,
+    Cheated,
     Check,
     Device,
     Interval,
     Judgement,
     KernelResources,
     Passed,
+    SanitizerReport,
     Task,
     Verdict,
     Workload,
 )
 from sandbox.courtroom import Courtroom, Evidence
 from sandbox.errors import PlanError
+from sandbox.inspection import inspect
 from sandbox.launch import Launcher, Order, Worker
 from sandbox.local import LocalLauncher
 from sandbox.plan import Plan, allowed, macros, parse, settle
@@ -50,7 +53,8 @@ from sandbox.trial import Build, Rejected, Rounds, Trial
 
 Outcome = TypeVar("Outcome")
 
-SEARCH_ROUNDS = 5
+SEARCH_ROUNDS = {"cpu": 5, "cuda": 3}
+"""Fewer where device events decide: they stray by a fraction of what a host's clock does."""
 CONFIRM_ROUNDS = 12
 CONFIRM_PROCESSES = {"cpu": 12, "cuda": 4}
 """Over how many fresh workers the rounds of a confirmation are spread; a torch source, slow to build, gets one."""
@@ -130,7 +134,7 @@ class Judge:
         """The verdict on one candidate. Its own faults are verdicts; ours are Infrastructure errors."""
         room = self.open(task)
         prepared = self._prepare(room, candidate, time.perf_counter())
-        return self._decide(room, prepared, room.evidence, SEARCH_ROUNDS, confirmed=False)
+        return self._decide(room, prepared, room.evidence, SEARCH_ROUNDS[self.device.target], confirmed=False)
 
     def confirm(self, task: Task, candidate: Candidate) -> Judgement:
         """Judge a winner again: inputs nobody has seen, more rounds, several workers."""
@@ -150,7 +154,13 @@ class Judge:
         waiting, on_its_way = iter(candidates), 0
 
         def decide(prepared: Prepared) -> None:
-            done.put(_outcome(lambda: self._decide(room, prepared, room.evidence, SEARCH_ROUNDS, confirmed=False)))
+            done.put(
+                _outcome(
+                    lambda: self._decide(
+                        room, prepared, room.evidence, SEARCH_ROUNDS[self.device.target], confirmed=False
+                    )
+                )
+            )
 
         def prepare(candidate: Candidate, submitted: float) -> None:
             prepared = _outcome(lambda: self._prepare(room, candidate, submitted, ahead))
@@ -231,8 +241,10 @@ class Judge:
         """Compile every specialisation the task's workloads need; Rejected with BuildFailed where one does not."""
         workloads = (*task.workloads, *task.held_out)
         if candidate.form != "kernel":
+            if hidden := authorship.silent_fallback(candidate):
+                raise Rejected(Cheated(rule="silent fallback", evidence=hidden))
             artifact = self.toolchain.text(candidate.source)
-            return Build(candidate, Plan(), {}, {workload.name: artifact for workload in workloads})
+            return Build(task, candidate, Plan(), {}, {workload.name: artifact for workload in workloads})
         try:
             plan = parse(candidate.source, task)
             tunables = settle(plan, candidate.tunables)
@@ -244,7 +256,7 @@ class Judge:
             raise Rejected(BuildFailed(log=str(exc))) from exc
         except CompileFailed as exc:
             raise Rejected(BuildFailed(log=exc.log)) from exc
-        return Build(candidate, plan, tunables, dict(zip(wanted, artifacts, strict=True)))
+        return Build(task, candidate, plan, tunables, dict(zip(wanted, artifacts, strict=True)))
 
     def _specialisations(self, source: str, task: Task, wanted: list[dict[str, str]]) -> list[Artifact]:
         """An artifact for each set of macros; different ones are compiled side by side."""
@@ -272,6 +284,11 @@ class Judge:
             else:
                 found = _timed(room, trial, evidence, rounds, confirmed)
             timings = tuple(trial.timing(w, found[w.name]) for w in room.task.workloads)
+        reports: tuple[SanitizerReport, ...] = ()
+        counters = None
+        if confirmed and build.candidate.form == "kernel":
+            with _stage(stages, "inspect"):
+                reports, counters = inspect(room, trial, self.launcher, self.toolchain, self.device, evidence)
         speedup = statistics.speedups(timings)
         gate = statistics.gate(timings)
         return Passed(
@@ -282,6 +299,9 @@ class Judge:
             resources=_resources(build),
             confirmed=confirmed,
             deterministic=trial.deterministic,
+            label=authorship.label(build.candidate),
+            sanitizers=reports,
+            profile=counters,
             faster_than=tuple(name for name, found in speedup.items() if found.low > gate) if confirmed else (),
         )
 

@@ -192,13 +192,18 @@ class Toolchain:
     def _ask(
         self, kind: Product, text: str, macros: dict[str, str], arch: str
     ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
-        if SUFFIX[kind] == ".so":
-            return self._ask_native(text, macros, sanitize=kind == "sanitized")
         try:
-            return self._ask_nvrtc(kind, text, macros, arch)
+            return self._ask_once(kind, text, macros, arch)
         except CompilerDied:
             # Whether this text ended the process, or what came before it, shows in another one.
-            return self._ask_nvrtc(kind, text, macros, arch)
+            return self._ask_once(kind, text, macros, arch)
+
+    def _ask_once(
+        self, kind: Product, text: str, macros: dict[str, str], arch: str
+    ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
+        if SUFFIX[kind] == ".so":
+            return self._ask_native(text, macros, sanitize=kind == "sanitized")
+        return self._ask_nvrtc(kind, text, macros, arch)
 
     def _ask_nvrtc(
         self, kind: Product, text: str, macros: dict[str, str], arch: str

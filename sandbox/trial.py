@@ -34,6 +34,7 @@ from sandbox.contract import (
 from sandbox.courtroom import Block, Courtroom, Drawn, within
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
+from sandbox.instruments import Call
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 from sandbox.plan import Plan, ResolvedPlan, environment, resolve
 from sandbox.signature import dtype_of, nbytes, shape_of
@@ -41,8 +42,8 @@ from sandbox.worker.layout import Layout
 
 _COPY_TIMEOUT_S = 120.0
 _TORCH_BUILD_TIMEOUT_S = 600.0
-_BLOCK_S = 0.02
-"""Aim for the length of one block of timed calls."""
+_BLOCK_S = {True: 0.01, False: 0.02}
+"""Aim for the length of one block of timed calls, where device events decide and where this side's clock does."""
 _SETTLE_S = 0.004
 """Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
 _IDLE_S = 1e-4
@@ -67,6 +68,7 @@ class Rejected(Exception):
 class Build:
     """A candidate, its plan, its tunables and one artifact for each workload."""
 
+    task: Task
     candidate: Candidate
     plan: Plan
     tunables: Mapping[str, int]
@@ -181,6 +183,24 @@ class Trial:
         for trial, plan in zip((self, other), plans, strict=True):
             trial._ask(workload, "bind", _COPY_TIMEOUT_S, **trial.binding(workload, plan))
 
+    def single_call(self, workload: Workload, drawn: Drawn, artifact: Artifact | None) -> Call:
+        """One set with a draw in it, and all that another worker must be told to make a call on it."""
+        plan = self._resolved(workload)
+        self.layout = self._layout(workload, plan)
+        self.room.lay(workload, self.layout)
+        self._refresh([0], drawn, "plain")
+        artifact = artifact or self.build.artifacts[workload.name]
+        bind = self.binding(workload, plan)
+        return Call(
+            workload=workload.name,
+            artifact=artifact.path,
+            load={"key": artifact.sha256, "entry": self.task.name, "form": self.build.candidate.form},
+            bind=bind | {"key": artifact.sha256, "sets": bind["sets"][:1]},
+            outputs=len(self.task.outputs),
+            arena=self.room.arena,
+            arena_bytes=self.room.arena_bytes,
+        )
+
     def binding(self, workload: Workload, plan: ResolvedPlan) -> dict[str, Any]:
         """The fields of a bind request."""
         return {
@@ -240,7 +260,8 @@ class Trial:
         changeable = [i for i, spec in enumerate(self._given()) if spec.fill.kind != "integers"]
         tensor = self.rng.choice(changeable or [0])
         written = [[index, drawn.slot, change, self.rng.uniform(0.05, 0.95), tensor] for index in sets]
-        self.room.ask("refresh", sets=written, expect=expect)
+        by = "" if expect is None or change == "plain" else self.room.stand_in(drawn)[0]
+        self.room.ask("refresh", sets=written, expect=expect, by=by)
 
     def _given(self) -> tuple[TensorSpec, ...]:
         return (*self.task.inouts, *self.task.inputs)
@@ -248,8 +269,8 @@ class Trial:
     def _compare(self, index: int, drawn: Drawn, change: str, timed: bool = False, **asked: Any) -> Check:
         """Compare a set with what its contents must have become; Rejected where they differ."""
         seen = self.room.ask("compare", set=index, **asked)
-        limits = drawn.limits if change == "plain" else drawn.limits_by_eager
-        self._refuse(drawn, seen, limits, timed)
+        limits = drawn.limits if change == "plain" else self.room.stand_in(drawn)[1]
+        self._refuse(index, drawn, seen, limits, timed)
         self.deterministic &= bool(seen["same"])
         return Check(
             workload=drawn.workload.name,
@@ -258,7 +279,9 @@ class Trial:
             yardstick=max(row for row, _ in drawn.yardsticks),
         )
 
-    def _refuse(self, drawn: Drawn, seen: dict[str, Any], limits: tuple[tuple[float, float], ...], timed: bool) -> None:
+    def _refuse(
+        self, index: int, drawn: Drawn, seen: dict[str, Any], limits: tuple[tuple[float, float], ...], timed: bool
+    ) -> None:
         workload, distribution = drawn.workload.name, drawn.distribution
 
         def incorrect(rule: str, evidence: str) -> Rejected:
@@ -273,7 +296,8 @@ class Trial:
         if within(seen["errors"], limits):
             return
         evidence = self._evidence(drawn, seen["errors"], limits)
-        if seen["stale"] and within(seen["stale"], limits[: len(seen["stale"])]):
+        stale = self.room.ask("stale", set=index)["errors"]
+        if stale and within(stale, limits[: len(stale)]):
             raise Rejected(
                 Cheated(
                     rule="answers kept between calls",
@@ -387,11 +411,12 @@ class Trial:
 
     def _sized(self, workload: Workload, subject: str, drawn: Drawn, overhead: float) -> Block:
         """How many calls make a block: enough to be measured, none on data that another call has seen."""
+        block_s = _BLOCK_S[self.events]
         most = min(self.layout.sets, _EVENTS if self.events else self.layout.sets)
         seconds = self._first_calls(workload, subject, drawn, overhead, min(most, 3) if self.events else 1)
-        if seconds < _BLOCK_S / 4 and most > 1 and not self.events:
+        if seconds < block_s / 4 and most > 1 and not self.events:
             seconds = self._first_calls(workload, subject, drawn, overhead, min(8, most))
-        return Block(count=max(1, min(most, math.ceil(_BLOCK_S / seconds))), overhead=overhead, seconds=seconds)
+        return Block(count=max(1, min(most, math.ceil(block_s / seconds))), overhead=overhead, seconds=seconds)
 
     def _first_calls(self, workload: Workload, subject: str, drawn: Drawn, overhead: float, count: int) -> float:
         """Seconds per call."""
@@ -418,7 +443,7 @@ class Trial:
 
     def _clocks_agree(self, workload: Workload, drawn: Drawn, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
-        count = max(10, min(200, math.ceil(0.01 / block.seconds)))
+        count = max(10, min(200, math.ceil(0.005 / block.seconds)))
         turns = [i % self.layout.sets for i in range(2 * count)]
         self._refresh(sorted(set(turns)), drawn, "rolled")
         for _ in range(3):

@@ -1,8 +1,8 @@
 """The referee process: `python -m sandbox.referee SOCKET LIFELINE DEVICE`, spoken to as a worker is.
 
-Operations: open, prepare, make_arena, lay, refresh, compare, baselines, time, drop, peaks. A slot is one drawn input
-with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in which this
-process alone writes and reads on the judge's behalf.
+Operations: open, prepare, make_arena, lay, refresh, compare, stale, baselines, time, drop, peaks. A slot is one drawn
+input with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in which
+this process alone writes and reads on the judge's behalf.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Slot:
     workload: Workload
     values: list[Tensor]
     expected: list[Tensor]
+    scales: list[oracle.Scale]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Referee:
         values = self._draw(workload, request["distribution"], request["seed"])
         wanted = oracle.expected(self.task, self.module, values, workload)
         reached = oracle.achieved(self.task, self.module.reference, values, workload)
-        self.slots[request["slot"]] = Slot(workload, values, wanted)
+        scales = [oracle.scale(want) for want in wanted]
+        self.slots[request["slot"]] = Slot(workload, values, wanted, scales)
         other = self._draw(workload, request["distribution"], request["seed"] + 1) if request["admit"] else []
         return {
             "yardsticks": [oracle.distance(got, want) for got, want in zip(reached, wanted, strict=True)],
@@ -128,13 +130,17 @@ class Referee:
         return {}
 
     def refresh(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Write inputs into sets and poison their outputs; `expect` names the set that will be compared."""
+        """Write inputs into sets and poison their outputs.
+
+        `expect` is the set that will be compared, `by` the baseline whose answer counts where no oracle was asked.
+        """
         for index, slot, change, at, tensor in request["sets"]:
-            self._write(index, self.slots[slot], change, at, tensor, index == request["expect"])
+            by = request["by"] if index == request["expect"] else ""
+            self._write(index, self.slots[slot], change, at, tensor, by)
         self._synchronise()
         return {}
 
-    def _write(self, index: int, slot: Slot, change: str, at: float, tensor: int, expect: bool) -> None:
+    def _write(self, index: int, slot: Slot, change: str, at: float, tensor: int, by: str) -> None:
         assert self.arena is not None
         known = self.content.get(index)
         if known is not None and known.expected is not None:
@@ -144,14 +150,14 @@ class Referee:
         for target, value, segments in zip(self.arena.tensors[index][outputs:], slot.values, pieces, strict=True):
             write(target, value, segments)
         self.arena.poison(index, outputs)
-        expected = slot.expected if change == "plain" else self._by_eager(index, slot) if expect else None
+        expected = slot.expected if change == "plain" else self._by(by, index, slot) if by else None
         self.content[index] = Content(slot, pieces, expected)
 
-    def _by_eager(self, index: int, slot: Slot) -> list[Tensor]:
-        """What PyTorch makes of a set as it stands."""
+    def _by(self, baseline: str, index: int, slot: Slot) -> list[Tensor]:
+        """What a baseline makes of a set as it stands."""
         assert self.arena is not None
         values = self.arena.tensors[index][len(self.task.outputs) :]
-        return oracle.achieved(self.task, self.module.reference, values, slot.workload)
+        return oracle.achieved(self.task, self.functions[baseline], values, slot.workload)
 
     def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Judge what stands in a set: errors, damaged guards, changed inputs, what was done to another set."""
@@ -160,12 +166,12 @@ class Referee:
         content, tensors = self.content[index], self.arena.tensors[index]
         assert content.expected is not None
         results = tensors[: len(content.expected)]
-        errors = [oracle.distance(got, want) for got, want in zip(results, content.expected, strict=True)]
-        before = self.before.get(index, [])[: len(self.task.outputs)]
+        scales = content.slot.scales if content.expected is content.slot.expected else [None] * len(results)
+        triples = zip(results, content.expected, scales, strict=True)
+        errors = [oracle.distance(got, want, scale) for got, want, scale in triples]
         kept, self.kept = self.kept, [tensor.clone() for tensor in results] if request.get("keep") else self.kept
         return {
             "errors": errors,
-            "stale": [oracle.distance(got, old) for got, old in zip(results, before, strict=False)],
             "guards": self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
             "changed": self._changed(index),
             "trespassed": self._trespassed(request.get("witness")),
@@ -173,6 +179,13 @@ class Referee:
             if request.get("recall")
             else True,
         }
+
+    def stale(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """How far a set's outputs are from what its contents before should have given; nothing where nobody knows."""
+        assert self.arena is not None
+        before = self.before.get(request["set"], [])[: len(self.task.outputs)]
+        results = self.arena.tensors[request["set"]]
+        return {"errors": [oracle.distance(got, old) for got, old in zip(results, before, strict=False)]}
 
     def _changed(self, index: int) -> list[str]:
         assert self.arena is not None
@@ -279,7 +292,19 @@ def serve(sock: socket.socket) -> None:
     """Answer requests until the connection closes; a bug in a reference ends the process with its traceback."""
     referee = Referee(sys.argv[3])
     wire.send(sock, {"ready": True})
-    names = ("open", "prepare", "make_arena", "lay", "refresh", "compare", "baselines", "time", "drop", "peaks")
+    names = (
+        "open",
+        "prepare",
+        "make_arena",
+        "lay",
+        "refresh",
+        "compare",
+        "stale",
+        "baselines",
+        "time",
+        "drop",
+        "peaks",
+    )
     operations = {name: getattr(referee, name) for name in names}
     while True:
         try:

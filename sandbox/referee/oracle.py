@@ -6,7 +6,9 @@ The yardstick is the error that PyTorch's own operator makes in the workload's d
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -63,27 +65,59 @@ def achieved(task: Task, function: Function, values: Sequence[Tensor], workload:
     return [*outputs, *own[: len(task.inouts)]]
 
 
-def distance(actual: Tensor, wanted: Tensor) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Scale:
+    """What errors of a tensor are measured against, by row: L2 norm and largest magnitude, each with a floor."""
+
+    norms: Tensor
+    peaks: Tensor
+
+
+def scale(wanted: Tensor) -> Scale:
+    """A row is what the last dimension spans. One that is nearly zero counts as a thousandth of the typical row."""
+    rows = wanted.reshape(-1, wanted.shape[-1])
+    parts = [part.double() for part in _parts(rows)]
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in parts])
+    peaks = torch.cat([torch.linalg.vector_norm(part, ord=float("inf"), dim=-1) for part in parts])
+    finite = norms[norms.isfinite()]
+    typical = float(finite.mean()) if finite.numel() else 0.0
+    return Scale(
+        norms.clamp_min(max(typical * 1e-3, 1e-30)),
+        peaks.clamp_min(max(typical * 1e-3 / rows.shape[-1] ** 0.5, 1e-30)),
+    )
+
+
+def distance(actual: Tensor, wanted: Tensor, known: Scale | None = None) -> tuple[float, float]:
     """Largest relative L2 error of a row, and largest error of an element over its row's largest magnitude.
 
-    A row is what the last dimension spans. Rows that are nearly zero are measured against a thousandth of the
-    tensor's typical row. NaN or infinity where the wanted value is finite gives infinity.
+    `known` is `scale(wanted)`, where it is at hand. NaN or infinity where the wanted value is finite gives infinity.
     """
-    if actual.dtype == wanted.dtype and torch.equal(actual, wanted):
-        return 0.0, 0.0
+    known = known or scale(wanted)
     rows = wanted.reshape(-1, wanted.shape[-1])
-    worst_row, worst_element = 0.0, 0.0
-    typical = max((float(part.double().norm(dim=-1).mean()) for part in _parts(rows)), default=0.0)
+    worst_row, worst_element, at = 0.0, 0.0, 0
     for part, wanted_part in zip(_parts(actual.reshape(rows.shape)), _parts(rows), strict=True):
-        got, want = part.double(), wanted_part.double()
-        if bool((~got.isfinite() & want.isfinite()).any()):
-            return float("inf"), float("inf")
-        error = (got - want).nan_to_num(0.0)
-        norms = want.norm(dim=-1).clamp_min(max(typical * 1e-3, 1e-30))
-        peaks = want.abs().amax(dim=-1).clamp_min(max(typical * 1e-3 / rows.shape[-1] ** 0.5, 1e-30))
-        worst_row = max(worst_row, float((error.norm(dim=-1) / norms).max()))
-        worst_element = max(worst_element, float((error.abs().amax(dim=-1) / peaks).max()))
+        norms, peaks = known.norms[at : at + len(part)], known.peaks[at : at + len(part)]
+        at += len(part)
+        error = wanted_part.double() - part
+        row = float((torch.linalg.vector_norm(error, dim=-1) / norms).max())
+        element = float((torch.linalg.vector_norm(error, ord=float("inf"), dim=-1) / peaks).max())
+        if not math.isfinite(row) or not math.isfinite(element):
+            row, element = _where_finite(part.double(), wanted_part.double(), norms, peaks)
+        worst_row, worst_element = max(worst_row, row), max(worst_element, element)
     return worst_row, worst_element
+
+
+def _where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> tuple[float, float]:
+    """The same where the wanted values themselves are not all finite: those are passed over."""
+    if bool((~got.isfinite() & want.isfinite()).any()):
+        return float("inf"), float("inf")
+    error = torch.where(want.isfinite(), got - want, 0.0)
+    finite = torch.where(want.isfinite(), want, 0.0)
+    row = error.norm(dim=-1) / torch.where(norms.isfinite(), norms, finite.norm(dim=-1).clamp_min(1e-30))
+    element = error.abs().amax(dim=-1) / torch.where(
+        peaks.isfinite(), peaks, finite.abs().amax(dim=-1).clamp_min(1e-30)
+    )
+    return float(row.max()), float(element.max())
 
 
 def _parts(rows: Tensor) -> tuple[Tensor, ...]:

@@ -12,13 +12,18 @@ from sandbox.contract import (
     Candidate,
     Cheated,
     Check,
+    Counter,
+    Fault,
     Incorrect,
     Interval,
     Judgement,
+    KernelCounters,
     KernelResources,
     LaunchFailed,
     Measurement,
     Passed,
+    Profile,
+    SanitizerReport,
     TimedOut,
     Timing,
     Verdict,
@@ -57,6 +62,17 @@ class Make:
             confirmed=confirmed,
         )
 
+    def examined(self) -> Passed:
+        """A champion that sanitizers and a profiler looked at."""
+        fault = Fault(kernel="toy", what="Race reported between Write access", where="and Read access", count=2)
+        reports = (
+            SanitizerReport(tool="racecheck", errors=1, kernels=(fault,), excerpt="Race", seconds=2.5),
+            SanitizerReport(tool="initcheck", errors=None, excerpt="not run: compute-sanitizer not found"),
+        )
+        kernels = (KernelCounters(kernel="toy", counters=(Counter(name="duration", value=9.024, unit="µs"),)),)
+        profile = Profile(tool="ncu", workload="N1000", kernels=kernels, note="")
+        return self.passed(confirmed=True).model_copy(update={"sanitizers": reports, "profile": profile})
+
     def measurement(self, ms: float) -> Measurement:
         return Measurement(
             rounds_ms=(ms, ms * 1.1, 0.1 + 0.2), median_ms=ms, low_ms=ms * 0.9, high_ms=ms * 1.1, samples=30
@@ -70,7 +86,7 @@ class Make:
             TimedOut(stage="verify", seconds=30.0),
             Cheated(rule="wrote past the end", evidence="canary 2"),
             self.passed(),
-            self.passed(confirmed=True),
+            self.examined(),
         ]
 
     def run(self, **fields: Any) -> Run:

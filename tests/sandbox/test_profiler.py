@@ -6,8 +6,8 @@ from sandbox.devices import cross
 from sandbox.profiler import complete, read_ncu, read_perf, wanted
 
 HEADER = (
-    '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",'
-    '"Section Name","Metric Name","Metric Unit","Metric Value"'
+    '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device",'
+    '"CC","Section Name","Metric Name","Metric Unit","Metric Value"'
 )
 SECTION = "Command line profiler metrics"
 
@@ -38,8 +38,8 @@ TABLE = "\n".join(
     ]
 )
 DENIED = (
-    "==PROF== Connected to process 9\n==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU "
-    "Performance Counters on the target device 0.\n==PROF== Disconnected from process 9\n"
+    "==PROF== Connected to process 9\n==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA "
+    "GPU Performance Counters on the target device 0.\n==PROF== Disconnected from process 9\n"
 )
 PERF = """\
 512.04,msec,task-clock,512040000,100.00,1.024,CPUs utilized

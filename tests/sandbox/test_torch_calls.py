@@ -9,7 +9,8 @@ import torch
 
 from sandbox.worker import wire
 from sandbox.worker.torch_build import BuildFailure, complete
-from sandbox.worker.torch_calls import LaunchFailure, TorchCalls
+from sandbox.worker.torch_calls import TorchCalls
+from sandbox.worker.torch_forms import LaunchFailure
 
 ADD = """
 import torch
