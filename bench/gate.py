@@ -100,30 +100,24 @@ def student(rng: random.Random, freedom: int) -> float:
     return rng.gauss(0, 1) / math.sqrt(squares / freedom)
 
 
-def simulated_round(rng: random.Random, noise: Noise, ratio: float) -> float:
-    """The log ratio of one ABBA round: two blocks each, champion over challenger."""
+def simulated_round(rng: random.Random, noise: Noise, ratio: float) -> tuple[float, float]:
+    """One ABBA round: the log ratio of champion over challenger, and how far both strayed from themselves."""
     common = rng.gauss(0, noise.shared)  # cancels in the ratio, as it does in an interleaved round
-    champion = plain.fmean(noise.draw(rng) + common for _ in range(2))
-    challenger = plain.fmean(noise.draw(rng) + common for _ in range(2))
-    return math.log(ratio) + champion - challenger
-
-
-def spread_of(rng: random.Random, noise: Noise, rounds: int) -> float:
-    """The session's own A/A spread: half the width of the interval of a kernel against itself, as a share."""
-    found = statistics.interval([simulated_round(rng, noise, 1.0) for _ in range(rounds)])
-    return max(found.high - 1.0, 1.0 - found.low)
+    champion = [noise.draw(rng) + common for _ in range(2)]
+    challenger = [noise.draw(rng) + common for _ in range(2)]
+    strayed = (champion[0] - champion[1] + challenger[0] - challenger[1]) / 2
+    return math.log(ratio) + plain.fmean(champion) - plain.fmean(challenger), strayed * rng.choice((-1, 1))
 
 
 def simulate(noise: Noise, ratio: float, rounds: int, trials: int, seed: int) -> Row:
-    """Duels whose noise is known, through the judge's own interval; one A/A spread for every ten, as in a session."""
+    """Duels whose noise is known, through the judge's own intervals and gate."""
     rng = random.Random(seed)
-    declared, ratios, gate = 0, [], 0.0
-    for trial in range(trials):
-        if trial % 10 == 0:
-            gate = 1 + max(LEAST_GAIN, spread_of(rng, noise, rounds))
-        found = statistics.interval([simulated_round(rng, noise, ratio) for _ in range(rounds)])
-        declared += found.low > gate
-        ratios.append(found.ratio)
+    declared, ratios = 0, []
+    for _ in range(trials):
+        found, strayed = zip(*(simulated_round(rng, noise, ratio) for _ in range(rounds)), strict=True)
+        interval = statistics.trimmed_interval(found)
+        declared += interval.low > statistics.gate_of(statistics.trimmed_interval(strayed))
+        ratios.append(interval.ratio)
     return _row(noise.name, ratio, rounds, declared, ratios)
 
 

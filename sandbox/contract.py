@@ -145,7 +145,7 @@ class Task(Record):
 
 
 Form = Literal["kernel", "extension", "module"]
-"""`kernel`: our own contract. `extension`: C++ or CUDA with `torch::Tensor forward(...)`. `module`: Python, `ModelNew`."""
+"""`kernel`: our contract. `extension`: C++ or CUDA with `torch::Tensor forward(...)`. `module`: Python, `ModelNew`."""
 
 
 def candidate_id(source: str, target: Target, tunables: dict[str, int], form: Form = "kernel") -> str:

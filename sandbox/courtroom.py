@@ -129,7 +129,7 @@ class Courtroom:
         try:
             return self.referee.ask(operation, timeout_s, descriptors, **fields)
         except (PeerDied, PeerTimedOut) as exc:
-            if operation in ("open", "prepare") and f"{self.task.folder}/reference.py" in self._last_words():
+            if operation in ("open", "prepare") and f"{self.task.folder}/" in self._last_words():
                 raise TaskError(f"{self.task.folder}/reference.py: {self._last_words().splitlines()[-1]}") from exc
             raise WorkerLost(
                 f"the referee process failed in {operation!r}: {exc}\n{self._last_words()}".rstrip()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 import docker
 import docker.errors
 import docker.types
-import docker.utils
 import requests.exceptions
 
 from sandbox.errors import EngineUnreachable
 
 TIMEOUT_S = 60
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 _PING_TIMEOUT_S = 5
 _BUILD_TIMEOUT_S = 3600
 
@@ -56,12 +57,22 @@ class Engine:
 
     def __init__(self) -> None:
         """EngineUnreachable where none answers."""
-        with _translated("connect to it"):
-            settings = docker.utils.kwargs_from_env()
-            docker.APIClient(version="auto", timeout=_PING_TIMEOUT_S, **settings).close()
-            self.api = docker.APIClient(version="auto", timeout=TIMEOUT_S, **settings)
-        if not str(self.api.base_url).startswith(("http+docker://", "http+unix://")):
-            raise EngineUnreachable(f"the Docker engine {self.api.base_url} is elsewhere; wanted one of this machine")
+        self.address = os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
+        if not self.address.startswith("unix://"):
+            raise EngineUnreachable(f"DOCKER_HOST is {self.address}; wanted one of this machine, as {DEFAULT_ADDRESS}")
+        self._knock()
+        with _translated("answer"):
+            docker.APIClient(version="auto", timeout=_PING_TIMEOUT_S, base_url=self.address).close()
+            self.api = docker.APIClient(version="auto", timeout=TIMEOUT_S, base_url=self.address)
+
+    def _knock(self) -> None:
+        """Said here, and more clearly than docker-py does, which also forgets to close what it could not connect."""
+        with socket.socket(socket.AF_UNIX) as door:
+            try:
+                door.connect(self.address.removeprefix("unix://"))
+            except OSError as exc:
+                why = f"{exc.strerror}; start one, or use --sandbox local"
+                raise EngineUnreachable(f"no Docker engine answers at {self.address} ({why})") from exc
 
     def close(self) -> None:
         self.api.close()
@@ -242,8 +253,7 @@ def _translated(attempt: str) -> Iterator[None]:
         raise
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as exc:
         said = str(exc.explanation) if isinstance(exc, docker.errors.APIError) and exc.explanation else str(exc)
-        where = os.environ.get("DOCKER_HOST", "the Docker engine")
-        raise EngineUnreachable(f"{where} did not {attempt}: {said[:500]}") from exc
+        raise EngineUnreachable(f"the Docker engine did not {attempt}: {said[:500]}") from exc
 
 
 def usable_cores() -> str:

@@ -140,7 +140,7 @@ def _let_finish(peer: Peer, complete: Callable[[], bool]) -> None:
     with contextlib.suppress(OSError):
         peer.socket.shutdown(socket.SHUT_RDWR)
     deadline = time.monotonic() + _REPORT_TIMEOUT_S
-    while not complete() and time.monotonic() < deadline:
+    while not complete() and peer.processes() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -42,7 +42,7 @@ from sandbox.contract import (
     Verdict,
     Workload,
 )
-from sandbox.courtroom import Courtroom, Evidence
+from sandbox.courtroom import Block, Courtroom, Drawn, Evidence
 from sandbox.errors import PlanError
 from sandbox.inspection import inspect
 from sandbox.launch import Launcher, Order, Worker
@@ -299,7 +299,7 @@ class Judge:
             resources=_resources(build),
             confirmed=confirmed,
             deterministic=trial.deterministic,
-            label=authorship.label(build.candidate),
+            label=_label(trial, build.candidate),
             sanitizers=reports,
             profile=counters,
             faster_than=tuple(name for name, found in speedup.items() if found.low > gate) if confirmed else (),
@@ -332,6 +332,7 @@ class Judge:
         processes = processes or CONFIRM_PROCESSES[self.device.target]
         chosen = tuple(workloads or task.workloads)
         ratios: list[float] = []
+        own: list[float] = []
         for _ in range(processes):
             with contextlib.ExitStack() as stack:
                 workers = [stack.enter_context(self._worker(room, b.candidate, 2)) for b in builds]
@@ -339,9 +340,22 @@ class Judge:
                 room.require(max(trial.arena_bytes() for trial in trials))
                 for trial in trials:
                     trial.attach()
-                ratios += _rounds_of_duel(room, trials, chosen, max(1, rounds // processes))
-        interval = statistics.interval(ratios)
-        return Duel(interval, interval.low > statistics.LEAST_GAIN)
+                part, spread = _rounds_of_duel(room, trials, chosen, max(1, rounds // processes))
+                ratios, own = ratios + part, own + spread
+        interval = statistics.trimmed_interval(ratios)
+        return Duel(interval, interval.low > statistics.gate_of(statistics.trimmed_interval(own)))
+
+
+def _label(trial: Trial, candidate: Candidate) -> authorship.Label:
+    """By the text; where that has kernels of its own, by where the time goes on the workload bound last."""
+    by_text = authorship.label(candidate)
+    if candidate.form == "kernel" or by_text == "library":
+        return by_text
+    try:
+        seconds = trial.profile()
+    except Rejected:
+        return by_text  # It has passed: that it cannot be profiled changes nothing.
+    return authorship.label_by_time(seconds, authorship.kernel_names(candidate.source))
 
 
 def _checked(room: Courtroom, trial: Trial, evidence: Evidence) -> list[Check]:
@@ -364,26 +378,36 @@ def _timed(room: Courtroom, trial: Trial, evidence: Evidence, rounds: int, every
     return found
 
 
-def _rounds_of_duel(room: Courtroom, trials: list[Trial], workloads: tuple[Workload, ...], rounds: int) -> list[float]:
-    """Log ratios of champion over challenger, one for each round, means over workloads."""
-    logs = [[0.0] * rounds for _ in workloads]
-    for row, workload in zip(logs, workloads, strict=True):
+def _rounds_of_duel(
+    room: Courtroom, trials: list[Trial], workloads: tuple[Workload, ...], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Log ratios of champion over challenger and of each over itself, one for each round, means over workloads."""
+    ratios, own = [[0.0] * rounds for _ in workloads], [[0.0] * rounds for _ in workloads]
+    for i, workload in enumerate(workloads):
         drawn = room.evidence.timed[workload.name][0]
         for trial in trials:
             trial.load(workload)
         trials[0].bind_beside(workload, trials[1])
         blocks = [trial.candidate_block(workload, drawn) for trial in trials]
-        for i in range(rounds):
-            row[i] = _abba(room, trials, workload, blocks, drawn)
-    return [sum(column) / len(column) for column in zip(*logs, strict=True)]
+        for j in range(rounds):
+            ratios[i][j], own[i][j] = _abba(room, trials, workload, blocks, drawn)
+    return _column_means(ratios), _column_means(own)
 
 
-def _abba(room: Courtroom, trials: list[Trial], workload: Workload, blocks: list[Any], drawn: Any) -> float:
+def _column_means(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+
+def _abba(
+    room: Courtroom, trials: list[Trial], workload: Workload, blocks: list[Block], drawn: Drawn
+) -> tuple[float, float]:
+    """One round: the log ratio of the two, and how far each strayed from itself, in a direction drawn at random."""
     first = room.rng.randrange(2)
     times: list[list[float]] = [[], []]
     for who in (first, 1 - first, 1 - first, first):
         times[who].append(math.log(trials[who].block(workload, blocks[who], drawn)))
-    return (sum(times[1]) - sum(times[0])) / 2
+    strayed = sum(before - after for before, after in times) / 2
+    return (sum(times[1]) - sum(times[0])) / 2, strayed * room.rng.choice((-1, 1))
 
 
 def _outcome(action: Callable[[], Outcome]) -> Outcome | Exception:

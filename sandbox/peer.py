@@ -5,6 +5,7 @@ Not covered: what is asked (judge.py) and how a sandboxed process is set up (loc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -63,6 +64,9 @@ class Child(Family):
         return code if code <= 128 else 128 - code
 
     def kill(self) -> None:
+        # Stopped first: what forked while its ancestors died one by one would belong to nobody.
+        with contextlib.suppress(Unstoppable):
+            self.stop()
         super().kill()
         self.process.wait()
 

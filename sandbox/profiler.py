@@ -87,9 +87,10 @@ def wanted(device: Device) -> list[str]:
 
 
 def complete(report: str) -> bool:
-    """Whether the tool is done with the process, and with writing the table."""
-    disconnected = "==PROF== Disconnected" in report or "==ERROR==" in report
-    return disconnected and ("Metric Value" not in report or report.endswith("\n"))
+    """Whether the tool has said all it will say: the table comes last, some time after it left the process."""
+    if "==ERROR==" in report or "No kernels were profiled" in report:
+        return True
+    return "==PROF== Disconnected" in report and "Metric Value" in report and report.endswith("\n")
 
 
 def read_ncu(report: str, workload: str, trouble: str = "") -> Profile:

@@ -164,6 +164,7 @@ class Trial:
                 key=artifact.sha256,
                 entry=self.task.name,
                 form=self.build.candidate.form,
+                module=self.task.module.model_dump(mode="json") if self.task.module else None,
             )
         self._loaded.add(artifact.sha256)
 
@@ -348,6 +349,12 @@ class Trial:
         if first_ms > 3 * best_ms or first_ms > 4e3 * blocks["eager"].seconds:
             return min(rounds, 2)
         return min(rounds, 3) if first_ms > 1.3 * best_ms else rounds
+
+    def profile(self) -> dict[str, float]:
+        """Seconds by kernel over a few calls, as the worker of a torch source has it: good for a label only."""
+        turns = list(range(min(3, self.layout.sets)))
+        reply = self._ask(self.task.workloads[-1], "profile", self.call_timeout_s, turns=turns)
+        return {str(name): float(seconds) for name, seconds in dict(reply["seconds"]).items()}
 
     def timing(self, workload: Workload, found: Rounds) -> Timing:
         """What the rounds say; Rejected where they say more than the hardware can do."""

@@ -145,7 +145,10 @@ class Referee:
         known = self.content.get(index)
         if known is not None and known.expected is not None:
             self.before[index] = known.expected
-        pieces = [_pieces(value, change, at, tensor == i) for i, value in enumerate(slot.values)]
+        rigid = getattr(self.module, "rigid", ())
+        pieces = [
+            _pieces(value, "plain" if i in rigid else change, at, tensor == i) for i, value in enumerate(slot.values)
+        ]
         outputs = len(self.task.outputs)
         for target, value, segments in zip(self.arena.tensors[index][outputs:], slot.values, pieces, strict=True):
             write(target, value, segments)

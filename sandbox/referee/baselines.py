@@ -23,7 +23,7 @@ def functions(task: Task, module: ModuleType) -> dict[str, Function]:
     """Every baseline of the task by name."""
     found: dict[str, Function] = {"eager": module.reference}
     # One specialisation a shape, as the deployed model would have it.
-    found["compile"] = torch.compile(module.reference, dynamic=False)
+    found["compile"] = torch.compile(getattr(module, "compiled", module.reference), dynamic=False)
     library = module.library(task.target) if hasattr(module, "library") else {}
     others = module.baselines(task.target) if hasattr(module, "baselines") else {}
     return found | {f"library:{name}": function for name, function in library.items()} | dict(others)

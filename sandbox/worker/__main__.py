@@ -76,6 +76,10 @@ class Session:
         self.device.synchronise()
         return {"events_ms": events}
 
+    def profile(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Where the time of the calls in `turns` goes; torch sources only."""
+        return {"seconds": self.device.profile([self.calls[turn] for turn in request["turns"]])}
+
 
 def _open(target: str, kind: str) -> Any:
     if kind == "torch":
@@ -95,7 +99,7 @@ def serve(sock: socket.socket, target: str, kind: str) -> None:
     """Answer requests until the connection closes."""
     device = _open(target, kind)
     session = Session(device)
-    operations = {name: getattr(session, name) for name in ("attach", "load", "bind", "call", "time")}
+    operations = {name: getattr(session, name) for name in ("attach", "load", "bind", "call", "time", "profile")}
     wire.send(sock, {"ready": True})
     while True:
         try:

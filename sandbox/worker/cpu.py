@@ -22,7 +22,6 @@ class Cpu:
     def __init__(self) -> None:
         self.functions: dict[str, Any] = {}
         self.libc = ctypes.CDLL(None)
-        self.libc.malloc.restype = ctypes.c_void_p
 
     def attach(self, descriptor: int, _: int) -> int:
         """Map the arena; its address."""
@@ -38,7 +37,10 @@ class Cpu:
 
     def allocate(self, size: int) -> int:
         """A buffer of its own, whose bounds a sanitizer knows."""
-        return int(self.libc.malloc(ctypes.c_size_t(max(1, size))))
+        address = ctypes.c_void_p()
+        if self.libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(max(1, size))):
+            raise MemoryError(f"no {size} bytes for a buffer")
+        return int(address.value or 0)
 
     def free(self, address: int) -> None:
         self.libc.free(ctypes.c_void_p(address))

@@ -150,8 +150,10 @@ def drop_privileges(uid: int) -> None:
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     checked(libc.capset(header, nothing), "capset")
-    # Changing the user id has made the process's own files in /proc those of the superuser.
+    # Changing the user id has made the process's own files in /proc those of the superuser, and has undone what
+    # unshare --kill-child had asked for.
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
 def reap_orphans() -> None:

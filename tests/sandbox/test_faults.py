@@ -368,6 +368,7 @@ def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnEngine]:
 
 @pytest.mark.docker
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # docker-py leaves failed sockets open.
 def test_engine_stopped_midway_stops_the_run_and_blames_nobody(
     own_engine: OwnEngine, task: Task, tmp_path: Path
 ) -> None:
@@ -414,7 +415,7 @@ def test_nothing_outlives_a_host_program_that_is_killed(sandbox: str) -> None:
     assert host.stdout
     pids = [int(pid) for pid in host.stdout.readline().split()]
     assert len(pids) >= 4
-    theirs = [path for path in Path(tempfile.gettempdir()).glob(f"warpsmith-*.{host.pid}-*")]
+    theirs = list(Path(tempfile.gettempdir()).glob(f"warpsmith-*.{host.pid}-*"))
     assert theirs
     host.kill()
     host.wait()

@@ -191,7 +191,7 @@ def test_workload_that_a_trivial_answer_passes_is_refused(
 
 def test_candidates_judged_in_parallel_get_the_same_verdicts(judge: Judge, task: Task) -> None:
     wrong = LOOP.replace("x[i] + y[i]", "x[i] - y[i]")
-    bodies = {"Passed": LOOP, "Incorrect": wrong, "BuildFailed": "this does not compile", "LaunchFailed": "std::abort();"}
+    bodies = {"Passed": LOOP, "Incorrect": wrong, "BuildFailed": "no C++", "LaunchFailed": "std::abort();"}
     wanted = {candidate(body).id: status for status, body in bodies.items()}
     found = {j.candidate: j.verdict.status for j in judge.judge_all(task, [candidate(b) for b in bodies.values()])}
     assert found == wanted
