@@ -47,7 +47,7 @@ class DockerLauncher:
         """Remove what host programs that are gone have left; `kind` is the image to use, which has to be there."""
         sweep(engine)
         self.engine, self.kind = engine, kind
-        self.route = gpu_route.choose(engine.facts())
+        self.route = gpu_route.choose(engine.facts(), host_image=kind == "host")
         self.folder = Path(owner.make_folder("docker"))
         self.numbers = itertools.count(1)
         self.compilers = Compilers(self)

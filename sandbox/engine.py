@@ -151,7 +151,6 @@ class Engine:
                 cpuset_cpus=wanted.cores,
                 tmpfs=tmpfs | dict.fromkeys(wanted.hidden, "ro,size=4k"),
                 mounts=mounts,
-                init=True,
                 auto_remove=not wanted.keep,
                 ipc_mode="private",
                 ulimits=[docker.types.Ulimit(name="core", soft=0, hard=0)],

@@ -18,13 +18,19 @@ VARIABLE = "WARPSMITH_DOCKER_GPU"
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
 
 
-def choose(facts: dict[str, Any]) -> Route:
-    """The route on this machine; `facts` is what the engine says of itself. BadInput where the variable is wrong."""
+def choose(facts: dict[str, Any], host_image: bool = False) -> Route:
+    """The route on this machine; `facts` is what the engine says of itself. BadInput where the variable is wrong.
+
+    An image made of the host has the driver's libraries already, so that nodes are enough; what the other routes want
+    to put into it would meet read-only folders.
+    """
     wanted = os.environ.get(VARIABLE, "")
     if wanted in get_args(Route):
         return wanted  # type: ignore[return-value]
     if wanted:
         raise BadInput(f"{VARIABLE} is {wanted!r}; wanted one of {', '.join(get_args(Route))}")
+    if host_image and nodes():
+        return "nodes"
     if "nvidia" in facts.get("Runtimes", {}):
         return "runtime"
     if _has_cdi(facts):

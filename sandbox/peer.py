@@ -25,6 +25,14 @@ class PeerDied(Exception):
     """The process ended, or broke the protocol; says how."""
 
 
+class PeerBabbled(PeerDied):
+    """The process sent what is no answer to what it was asked; it has been killed."""
+
+
+class PeerMoved(PeerDied):
+    """The process could not be frozen; it has been killed."""
+
+
 class PeerTimedOut(Exception):
     """No reply came in time; the process has been killed."""
 
@@ -126,7 +134,7 @@ class Peer:
         reply = self._receive(operation, timeout_s)
         if reply.get("id") != nonce:
             self.kill()
-            raise PeerDied(f"a reply to {operation} that answers no request")
+            raise PeerBabbled(f"a reply to {operation} that answers no request")
         return reply
 
     def timed(self, operation: str, timeout_s: float, **fields: Any) -> tuple[float, dict[str, Any]]:
@@ -141,6 +149,9 @@ class Peer:
         except wire.DeadlinePassed as exc:
             self.kill()
             raise PeerTimedOut(operation, timeout_s) from exc
+        except wire.Garbled as exc:
+            self.kill()
+            raise PeerBabbled(str(exc)) from exc
         except wire.ConnectionLost as exc:
             raise PeerDied(self._epitaph(str(exc))) from exc
         for descriptor in descriptors:
@@ -165,7 +176,7 @@ class Peer:
             self.body.stop()
         except Unstoppable as exc:
             self.kill()
-            raise PeerDied(str(exc)) from exc
+            raise PeerMoved(str(exc)) from exc
 
     def thaw(self) -> None:
         """Let them continue."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from sandbox.contract import (
     Incorrect,
     LaunchFailed,
     Task,
-    TensorSpec,
     TimedOut,
     Timing,
     Verdict,
@@ -35,23 +34,26 @@ from sandbox.courtroom import Block, Courtroom, Drawn, within
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
 from sandbox.instruments import Call
-from sandbox.peer import Peer, PeerDied, PeerTimedOut
+from sandbox.peer import Peer, PeerBabbled, PeerDied, PeerMoved, PeerTimedOut
 from sandbox.plan import Plan, ResolvedPlan, environment, resolve
 from sandbox.signature import dtype_of, nbytes, shape_of
 from sandbox.worker.layout import Layout
 
 _COPY_TIMEOUT_S = 120.0
+_LOAD_S = 10.0
+"""Of grace for loading a module, beyond what a call may take."""
 _TORCH_BUILD_TIMEOUT_S = 600.0
 _BLOCK_S = {True: 0.01, False: 0.02}
 """Aim for the length of one block of timed calls, where device events decide and where this side's clock does."""
 _SETTLE_S = 0.004
 """Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
 _IDLE_S = 1e-4
+_GPU_BUSY_S = 1e-3
 _ROOFLINE_SLACK = 1.10
 _EVENTS = 7
 """Most calls in a block that device events measure one by one."""
-_UNEVEN = 1.5
-"""Mean over median of a block, from which on the calls are not alike and the mean counts."""
+_WATCHED = 2
+"""Calls of a block whose answers are compared."""
 AGAIN = "eager:again"
 """Eager a second time in every round: how far two measurements of the same thing lie apart."""
 
@@ -91,6 +93,8 @@ class Trial:
         self.events = device.target == "cuda" and not build.native
         """Whether device events of our own runner decide; else this side's clock does."""
         self.deterministic = True
+        self.witness: int | None = None
+        """A set on which no call is made, and which must stay as it is."""
         self.overhead = 0.0
         self._cpu_s = 0.0
         self._processes = 1
@@ -121,11 +125,24 @@ class Trial:
                 self._cpu_s = self.peer.cpu_seconds()
         except PeerTimedOut as exc:
             raise Rejected(TimedOut(stage=f"{operation} on {workload.name}", seconds=exc.seconds)) from exc
+        except PeerBabbled as exc:
+            raise Rejected(Cheated(rule="protocol", evidence=f"{workload.name}: {exc} in {operation}")) from exc
+        except PeerMoved as exc:
+            raise Rejected(Cheated(rule="work outside the call", evidence=f"{workload.name}: {exc}")) from exc
         except PeerDied as exc:
             raise Rejected(LaunchFailed(workload=workload.name, reason=f"worker {exc} in {operation}")) from exc
         if "error" in reply:
             raise Rejected(_failure(workload, reply))
+        if self.torch and self.device.target == "cuda":
+            self._gpu_idle(workload)
         return seconds, reply
+
+    def _gpu_idle(self, workload: Workload) -> None:
+        """Refuse a torch source that has the GPU at work after it has answered: SIGSTOP does not reach there."""
+        waited = self.room.ask("idle")["seconds"]
+        if waited > _GPU_BUSY_S:
+            evidence = f"{workload.name}: the GPU was busy for {waited * 1e3:.2f} ms after the answer"
+            raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
 
     def _stood_still(self, workload: Workload) -> None:
         """Refuse a worker that computed while it was frozen: a timer can wake a stopped process."""
@@ -152,7 +169,7 @@ class Trial:
     def load(self, workload: Workload) -> None:
         """Load the workload's specialisation, anew if it was loaded before: device globals start afresh."""
         artifact = self.build.artifacts[workload.name]
-        timeout_s = _TORCH_BUILD_TIMEOUT_S if self.torch else _COPY_TIMEOUT_S
+        timeout_s = _TORCH_BUILD_TIMEOUT_S if self.torch else self.call_timeout_s + _LOAD_S
         if artifact.sha256 in self._loaded and self.build.native:
             return
         with artifact.path.open("rb") as image:
@@ -172,6 +189,7 @@ class Trial:
         """Lay out the arena for a workload, and prepare a call on each set."""
         plan = self._resolved(workload)
         self.layout = self._layout(workload, plan)
+        self.witness = self.rng.randrange(self.layout.sets) if self.layout.sets > 2 else None
         self.room.lay(workload, self.layout)
         self._ask(workload, "bind", _COPY_TIMEOUT_S, **self.binding(workload, plan))
 
@@ -189,7 +207,7 @@ class Trial:
         plan = self._resolved(workload)
         self.layout = self._layout(workload, plan)
         self.room.lay(workload, self.layout)
-        self._refresh([0], drawn, "plain")
+        self._refresh([], drawn, "plain", watched=[0])
         artifact = artifact or self.build.artifacts[workload.name]
         bind = self.binding(workload, plan)
         return Call(
@@ -232,17 +250,21 @@ class Trial:
 
         A second set, on which no call is made, is watched.
         """
-        sets = list(range(self.layout.sets))
-        chosen = self.rng.choice(sets)
-        witness = self.rng.choice([i for i in sets if i != chosen] or [None])
+        chosen = self.rng.choice(self._usable())
+        others = [self.witness] if self.witness is not None else [i for i in self._usable() if i != chosen]
+        witness = others[0] if others else None
         if witness is not None:
-            self._refresh([witness], draws[0], "rolled")
+            self._refresh([], draws[0], "mixed", watched=[witness])
         checks = [self._check(chosen, draws[0], witness=witness, keep=True)]
         checks += [self._check(chosen, drawn) for drawn in draws[1:]]
         self._check(chosen, draws[0], change="patched")
         checks.append(self._check(chosen, draws[0], recall=True))
         self._alone(workload)
         return checks
+
+    def _usable(self) -> list[int]:
+        """The sets on which calls are made."""
+        return [i for i in range(self.layout.sets) if i != self.witness]
 
     def _alone(self, workload: Workload) -> None:
         """Refuse processes that a kernel left behind; a torch source may have some of its compiler."""
@@ -252,20 +274,14 @@ class Trial:
             raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
 
     def _check(self, index: int, drawn: Drawn, change: str = "plain", **asked: Any) -> Check:
-        self._refresh([index], drawn, change, expect=index)
+        self._refresh([], drawn, change, watched=[index])
         self._ask(drawn.workload, "call", self.call_timeout_s, set=index)
-        return self._compare(index, drawn, change, **asked)
+        return self._compare(index, drawn, change, called=[index], **asked)
 
-    def _refresh(self, sets: list[int], drawn: Drawn, change: str, expect: int | None = None) -> None:
-        """New contents under the same pointers; outputs are poisoned."""
-        changeable = [i for i, spec in enumerate(self._given()) if spec.fill.kind != "integers"]
-        tensor = self.rng.choice(changeable or [0])
-        written = [[index, drawn.slot, change, self.rng.uniform(0.05, 0.95), tensor] for index in sets]
-        by = "" if expect is None or change == "plain" else self.room.stand_in(drawn)[0]
-        self.room.ask("refresh", sets=written, expect=expect, by=by)
-
-    def _given(self) -> tuple[TensorSpec, ...]:
-        return (*self.task.inouts, *self.task.inputs)
+    def _refresh(self, sets: list[int], drawn: Drawn, change: str, watched: Sequence[int] = ()) -> None:
+        """New contents under the same pointers; outputs are poisoned. What is `watched` can be compared afterwards."""
+        by = "" if change == "plain" else self.room.stand_in(drawn)[0]
+        self.room.ask("refresh", sets=sets, watched=list(watched), slot=drawn.slot, change=change, by=by)
 
     def _compare(self, index: int, drawn: Drawn, change: str, timed: bool = False, **asked: Any) -> Check:
         """Compare a set with what its contents must have become; Rejected where they differ."""
@@ -294,6 +310,9 @@ class Trial:
             raise incorrect("input changed", f"{', '.join(seen['changed'])} differ after the call")
         if seen["trespassed"]:
             raise incorrect("out-of-bounds write", "buffers that belong to no argument of the call were written")
+        if timed and seen["unwritten"]:
+            evidence = f"{workload}: {len(seen['unwritten'])} call(s) of a timed block wrote no output"
+            raise Rejected(Cheated(rule="wrong when timed", evidence=evidence))
         if within(seen["errors"], limits):
             return
         evidence = self._evidence(drawn, seen["errors"], limits)
@@ -327,6 +346,8 @@ class Trial:
         Without `every_baseline` only the fastest library call takes part, and none of the task's other baselines; and
         a candidate far behind the best gets fewer rounds.
         """
+        if self.witness is not None:
+            self._refresh([], drawn, "mixed", watched=[self.witness])
         names = self._baselines(workload, every_baseline)
         blocks = {name: self._baseline_block(workload, name, drawn) for name in names}
         blocks["candidate"] = self.candidate_block(workload, drawn)
@@ -389,6 +410,9 @@ class Trial:
         """Seconds on this side's clock, and the device's milliseconds where they decide."""
         if subject == "candidate":
             seconds, reply = self._timed(workload, "time", self.call_timeout_s, turns=turns, flush=flush)
+            if not _are_numbers(reply.get("events_ms")):
+                evidence = f"{workload.name}: an answer without the times that were asked for"
+                raise Rejected(Cheated(rule="protocol", evidence=evidence))
         else:
             name = "eager" if subject == AGAIN else subject
             start = time.perf_counter()
@@ -404,8 +428,9 @@ class Trial:
             known = self._sized(workload, name, drawn, overhead)
             self.room.blocks[workload.name, name] = known
         else:
-            self._refresh([0], drawn, "rolled")
-            self._run(workload, name, [0], flush=False)
+            first = self._usable()[:1]
+            self._refresh(first, drawn, "mixed")
+            self._run(workload, name, first, flush=False)
         return known
 
     def candidate_block(self, workload: Workload, drawn: Drawn) -> Block:
@@ -419,7 +444,8 @@ class Trial:
     def _sized(self, workload: Workload, subject: str, drawn: Drawn, overhead: float) -> Block:
         """How many calls make a block: enough to be measured, none on data that another call has seen."""
         block_s = _BLOCK_S[self.events]
-        most = min(self.layout.sets, _EVENTS if self.events else self.layout.sets)
+        usable = len(self._usable())
+        most = min(usable, _EVENTS) if self.events else usable
         seconds = self._first_calls(workload, subject, drawn, overhead, min(most, 3) if self.events else 1)
         if seconds < block_s / 4 and most > 1 and not self.events:
             seconds = self._first_calls(workload, subject, drawn, overhead, min(8, most))
@@ -427,21 +453,21 @@ class Trial:
 
     def _first_calls(self, workload: Workload, subject: str, drawn: Drawn, overhead: float, count: int) -> float:
         """Seconds per call."""
-        turns = list(range(count))
-        self._refresh(turns, drawn, "rolled")
+        turns = self._usable()[:count]
+        self._refresh(turns, drawn, "mixed")
         seconds, events = self._run(workload, subject, turns, flush=self.events)
         return max(_typical(events) / 1e3 if self.events else (seconds - overhead) / count, 1e-6)
 
     def _block(self, workload: Workload, subject: str, block: Block, drawn: Drawn) -> float:
-        """Milliseconds per call over one block. What one of its calls, drawn at random, left behind is compared."""
-        turns = self.rng.sample(range(self.layout.sets), block.count)
-        watched = self.rng.choice(turns) if subject == "candidate" else None
-        self._refresh(turns, drawn, "rolled", expect=watched)
+        """Milliseconds per call over one block. What some of its calls, drawn at random, left behind is compared."""
+        turns = self.rng.sample(self._usable(), block.count)
+        watched = self.rng.sample(turns, min(block.count, _WATCHED)) if subject == "candidate" else []
+        self._refresh([i for i in turns if i not in watched], drawn, "mixed", watched)
         if self.device.target == "cpu":
             time.sleep(_SETTLE_S)
         seconds, events = self._run(workload, subject, turns, flush=self.events)
-        if watched is not None:
-            self._compare(watched, drawn, "rolled", timed=True)
+        for index in watched:
+            self._compare(index, drawn, "mixed", timed=True, called=turns, witness=self.witness)
         if not self.events:
             return max(seconds - block.overhead, 1e-7) / block.count * 1e3
         if len(events) != block.count:
@@ -451,8 +477,9 @@ class Trial:
     def _clocks_agree(self, workload: Workload, drawn: Drawn, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
         count = max(10, min(200, math.ceil(0.005 / block.seconds)))
-        turns = [i % self.layout.sets for i in range(2 * count)]
-        self._refresh(sorted(set(turns)), drawn, "rolled")
+        usable = self._usable()
+        turns = [usable[i % len(usable)] for i in range(2 * count)]
+        self._refresh(usable, drawn, "mixed")
         for _ in range(3):
             one, events_one = self._run(workload, "candidate", turns[:count], flush=False)
             two, events_two = self._run(workload, "candidate", turns, flush=False)
@@ -497,9 +524,12 @@ class Rounds:
 
 
 def _typical(events_ms: list[float]) -> float:
-    """The median of a block; its mean where one call does the work of others."""
-    median, mean = sorted(events_ms)[len(events_ms) // 2], sum(events_ms) / len(events_ms)
-    return mean if mean > _UNEVEN * median else median
+    """The mean of a block: a median would let one call do the work of others."""
+    return sum(events_ms) / len(events_ms)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, float | int) for value in values)
 
 
 def _failure(workload: Workload, reply: dict[str, Any]) -> Verdict:

@@ -24,7 +24,7 @@ def judge(
     device = devices.detect(target)
     found = tasks.load(task, device.target)
     seeds, _ = session.suitable(found, device)
-    launcher, why = launch.choose(sandbox)
+    launcher, why = launch.choose(sandbox, device)
     try:
         times = stopwatch.watch(found, seeds, device, launcher, repeats)
     finally:

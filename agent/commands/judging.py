@@ -137,7 +137,7 @@ def _judged(task: Task, candidate: Candidate, device: Device, sandbox: Sandbox) 
 
     launcher, why = choose(sandbox, device)
     err.print(f"judging {candidate.note} as {task.name} on {device.name} · sandbox: {why}", style="dim", soft_wrap=True)
-    with contextlib.closing(launcher), session.toolchain() as tools, Judge(device, tools, launcher) as bench:
+    with contextlib.closing(launcher), session.toolchain(launcher) as tools, Judge(device, tools, launcher) as bench:
         return bench.judge(task, candidate), why
 
 

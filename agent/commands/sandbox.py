@@ -74,7 +74,7 @@ def _look() -> dict[str, Any]:
             return {
                 "engine": engine.version(),
                 "image": image.name(kind) if kind else None,
-                "gpu": gpu_route.choose(engine.facts()),
+                "gpu": gpu_route.choose(engine.facts(), host_image=kind != "cuda"),
             }
     except EngineUnreachable as exc:
         return {"engine": None, "reason": str(exc)}

@@ -1,14 +1,16 @@
 """The referee process: `python -m sandbox.referee SOCKET LIFELINE DEVICE`, spoken to as a worker is.
 
-Operations: open, prepare, make_arena, lay, refresh, compare, stale, baselines, time, drop, peaks. A slot is one drawn
-input with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in which
-this process alone writes and reads on the judge's behalf.
+Operations: open, prepare, make_arena, lay, refresh, compare, stale, baselines, time, idle, drop, peaks. A slot is one
+drawn input with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in
+which this process alone writes and reads on the judge's behalf.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import random
+import secrets
 import socket
 import sys
 import time
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from sandbox.contract import Task, Workload
 from sandbox.referee import baselines, oracle
-from sandbox.referee.arena import Arena, Segment, holds, patched, rolled, write
+from sandbox.referee.arena import Arena, mix, patch, same_bits
 from sandbox.referee.inputs import draw
 from sandbox.worker import wire
 from sandbox.worker.layout import lay_out
@@ -38,12 +40,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Content:
-    """What this side wrote into a set: a slot's values, piece by piece, and what a call must make of them."""
+    """What this side wrote into a set, and what a call must make of it."""
 
     slot: Slot
-    pieces: list[list[Segment]]
-    expected: list[Tensor] | None
-    """None where nobody will ask."""
+    values: list[Tensor]
+    expected: list[Tensor]
 
 
 class Referee:
@@ -55,6 +56,9 @@ class Referee:
         self.arena: Arena | None = None
         self.workload: Workload | None = None
         self.content: dict[int, Content] = {}
+        """Of the sets that are watched, in memory of this process alone."""
+        # Never seeded from the outside: what can be replayed can be known.
+        self.rng = random.Random(secrets.randbits(128))
         self.before: dict[int, list[Tensor]] = {}
         """Expected outputs of what stood in a set before."""
         self.kept: list[Tensor] = []
@@ -132,55 +136,66 @@ class Referee:
     def refresh(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Write inputs into sets and poison their outputs.
 
-        `expect` is the set that will be compared, `by` the baseline whose answer counts where no oracle was asked.
+        What the sets `watched` hold is remembered, and what the baseline `by` (the oracle, if empty) makes of it.
         """
-        for index, slot, change, at, tensor in request["sets"]:
-            by = request["by"] if index == request["expect"] else ""
-            self._write(index, self.slots[slot], change, at, tensor, by)
+        for index in request["sets"]:
+            self._write(index, self.slots[request["slot"]], request["change"])
+        for index in request["watched"]:
+            self._write_watched(index, self.slots[request["slot"]], request["change"], request["by"])
         self._synchronise()
         return {}
 
-    def _write(self, index: int, slot: Slot, change: str, at: float, tensor: int, by: str) -> None:
+    def _write(self, index: int, slot: Slot, change: str) -> None:
+        """Contents that nobody will ask about are made where they are to stand."""
         assert self.arena is not None
-        known = self.content.get(index)
-        if known is not None and known.expected is not None:
-            self.before[index] = known.expected
-        rigid = getattr(self.module, "rigid", ())
-        pieces = [
-            _pieces(value, "plain" if i in rigid else change, at, tensor == i) for i, value in enumerate(slot.values)
-        ]
         outputs = len(self.task.outputs)
-        for target, value, segments in zip(self.arena.tensors[index][outputs:], slot.values, pieces, strict=True):
-            write(target, value, segments)
+        self._fill(self.arena.tensors[index][outputs:], slot, change)
         self.arena.poison(index, outputs)
-        expected = slot.expected if change == "plain" else self._by(by, index, slot) if by else None
-        self.content[index] = Content(slot, pieces, expected)
+        self.content.pop(index, None)
 
-    def _by(self, baseline: str, index: int, slot: Slot) -> list[Tensor]:
-        """What a baseline makes of a set as it stands."""
+    def _write_watched(self, index: int, slot: Slot, change: str, by: str) -> None:
         assert self.arena is not None
-        values = self.arena.tensors[index][len(self.task.outputs) :]
-        return oracle.achieved(self.task, self.functions[baseline], values, slot.workload)
+        if known := self.content.get(index):
+            self.before[index] = known.expected
+        values, outputs = slot.values, len(self.task.outputs)
+        if change != "plain":
+            values = [torch.empty_like(value) for value in slot.values]
+            self._fill(values, slot, change)
+        for target, value in zip(self.arena.tensors[index][outputs:], values, strict=True):
+            target.copy_(value)
+        self.arena.poison(index, outputs)
+        expected = slot.expected if not by else oracle.achieved(self.task, self.functions[by], values, slot.workload)
+        self.content[index] = Content(slot, values, expected)
+
+    def _fill(self, targets: list[Tensor], slot: Slot, change: str) -> None:
+        """Integers are positions and lengths, and stay where they are; so does what a task calls rigid."""
+        rigid = getattr(self.module, "rigid", ())
+        loose = [i for i, value in enumerate(slot.values) if value.is_floating_point() and i not in rigid]
+        changed = loose if change == "mixed" else [self.rng.choice(loose)] if change == "patched" and loose else []
+        for i, (target, value) in enumerate(zip(targets, slot.values, strict=True)):
+            if i not in changed:
+                target.copy_(value)
+            elif change == "mixed":
+                mix(target, value, self.rng)
+            else:
+                patch(target, value, self.rng)
 
     def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Judge what stands in a set: errors, damaged guards, changed inputs, what was done to another set."""
+        """Judge what stands in a set: errors, damaged guards, changed inputs, what was done or not to other sets."""
         assert self.arena is not None
-        index = request["set"]
-        content, tensors = self.content[index], self.arena.tensors[index]
-        assert content.expected is not None
-        results = tensors[: len(content.expected)]
+        index, outputs = request["set"], len(self.task.outputs)
+        content = self.content[index]
+        results = self.arena.tensors[index][: len(content.expected)]
         scales = content.slot.scales if content.expected is content.slot.expected else [None] * len(results)
         triples = zip(results, content.expected, scales, strict=True)
-        errors = [oracle.distance(got, want, scale) for got, want, scale in triples]
         kept, self.kept = self.kept, [tensor.clone() for tensor in results] if request.get("keep") else self.kept
         return {
-            "errors": errors,
+            "errors": [oracle.distance(got, want, scale) for got, want, scale in triples],
             "guards": self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
             "changed": self._changed(index),
             "trespassed": self._trespassed(request.get("witness")),
-            "same": all(torch.equal(_raw(a), _raw(b)) for a, b in zip(kept, results, strict=True))
-            if request.get("recall")
-            else True,
+            "unwritten": self.arena.unwritten(request["called"], outputs, self.rng),
+            "same": not request.get("recall") or all(map(same_bits, kept, results)),
         }
 
     def stale(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -192,14 +207,10 @@ class Referee:
 
     def _changed(self, index: int) -> list[str]:
         assert self.arena is not None
-        content, skipped = self.content[index], len(self.task.inouts)
+        skipped = len(self.task.inouts)
         given = self.arena.tensors[index][len(self.task.outputs) + skipped :]
-        pieces, values = content.pieces[skipped:], content.slot.values[skipped:]
-        return [
-            spec.name
-            for spec, target, value, segments in zip(self.task.inputs, given, values, pieces, strict=True)
-            if not holds(target, value, segments)
-        ]
+        triples = zip(self.task.inputs, given, self.content[index].values[skipped:], strict=True)
+        return [spec.name for spec, target, value in triples if not same_bits(target, value)]
 
     def _trespassed(self, witness: int | None) -> bool:
         """Whether a set that no call was made on has changed."""
@@ -245,6 +256,12 @@ class Referee:
             self.leads[key] = baselines.leads(self.functions[name], values, self.workload)
         return self.leads[key]
 
+    def idle(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Seconds until the GPU has done next to nothing: a millisecond or more where somebody else is busy on it."""
+        cell = torch.zeros(1, device=self.device)
+        self._synchronise()
+        return {"seconds": min(self._seconds(lambda: cell.add_(1)) for _ in range(3))}
+
     def drop(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Forget slots, to free memory."""
         self.content.clear()
@@ -278,19 +295,6 @@ class Referee:
             torch.cuda.synchronize()
 
 
-def _raw(value: Tensor) -> Tensor:
-    return value.reshape(-1).view(torch.uint8)
-
-
-def _pieces(value: Tensor, change: str, at: float, chosen: bool) -> list[Segment]:
-    """How a drawn value is put together in a set. Integers are positions and lengths, and stay where they are."""
-    if change == "rolled" and value.is_floating_point():
-        return rolled(value.numel(), at)
-    if change == "patched" and chosen:
-        return patched(value.numel(), at, 0.01)
-    return [(0, 0, value.numel())]
-
-
 def serve(sock: socket.socket) -> None:
     """Answer requests until the connection closes; a bug in a reference ends the process with its traceback."""
     referee = Referee(sys.argv[3])
@@ -305,6 +309,7 @@ def serve(sock: socket.socket) -> None:
         "stale",
         "baselines",
         "time",
+        "idle",
         "drop",
         "peaks",
     )

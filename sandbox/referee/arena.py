@@ -6,8 +6,9 @@ nothing that stands here is believed: contents are compared with what this side 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import random
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from sandbox.signature import dtype_of, shape_of
 from sandbox.worker import wire
 from sandbox.worker.layout import GUARD_BYTES, GUARD_PATTERN, POISON_BYTE, Layout
 
+_SAMPLE = 64
+"""Bytes of an output that are looked at to see whether it was written at all."""
 _GUARD = GUARD_PATTERN - (1 << 16)
 """As int16, which torch has, in place of uint16, which it has only in part."""
 
@@ -73,6 +76,17 @@ class Arena:
             _raw(tensor).fill_(POISON_BYTE)
         self.workspace.fill_(POISON_BYTE)
 
+    def unwritten(self, called: list[int], outputs: int, rng: random.Random) -> list[int]:
+        """Of the sets `called`, those of which some output is poison wherever a sample looks."""
+        sets = self.bytes[self.layout.first : self.layout.total].view(self.layout.sets, self.layout.stride)
+        rows = torch.tensor(called, device=self.bytes.device)
+        left: set[int] = set()
+        for start, size in zip(self.layout.starts[:outputs], self.layout.sizes, strict=False):
+            columns = torch.tensor([start + rng.randrange(size) for _ in range(_SAMPLE)], device=self.bytes.device)
+            poison = (sets[rows[:, None], columns[None]] == POISON_BYTE).all(dim=1)
+            left |= {called[i] for i in poison.nonzero().view(-1).tolist()}
+        return sorted(left)
+
     def poisoned(self, index: int, outputs: int) -> bool:
         """Whether nobody has written to a set's outputs."""
         return all(bool((_raw(tensor) == POISON_BYTE).all()) for tensor in self.tensors[index][:outputs])
@@ -119,37 +133,35 @@ def _is_guard(zone: Tensor, start: int) -> bool:
 
 # ---------------------------------------------------------------- contents
 
-Segment = tuple[int, int, int]
-"""Where it starts in the buffer, where in the drawn value, and how many elements."""
+
+def mix(target: Tensor, value: Tensor, rng: random.Random) -> None:
+    """Fill a buffer with the sum of two shifted copies of a drawn value, weighed so that its variance stays.
+
+    Nobody has seen these numbers before, nor can tell them from the drawn ones by a shift or a factor; what was
+    positive stays positive.
+    """
+    flat, source, angle = target.view(-1), value.view(-1), rng.uniform(0.2, 1.37)
+    shift, other = rng.randrange(len(flat)), rng.randrange(len(flat))
+    for start, origin, count in _shifted(len(flat), shift):
+        flat[start : start + count].copy_(source[origin : origin + count])
+    flat.mul_(math.cos(angle))
+    for start, origin, count in _shifted(len(flat), other):
+        flat[start : start + count].add_(source[origin : origin + count], alpha=math.sin(angle))
 
 
-def rolled(count: int, by: float) -> list[Segment]:
-    """The drawn value moved along by a share of its length: the same values elsewhere, so nothing to recognise."""
-    shift = int(by * count)
-    return [(0, shift, count - shift), (count - shift, 0, shift)] if 0 < shift < count else [(0, 0, count)]
+def _shifted(count: int, shift: int) -> list[tuple[int, int, int]]:
+    """Pieces of a rotation: where each starts, where it comes from, how long it is."""
+    return [(0, shift, count - shift), *([(count - shift, 0, shift)] if shift else [])]
 
 
-def patched(count: int, at: float, share: float) -> list[Segment]:
-    """The drawn value with one stretch replaced by another part of it: what samples some elements sees no change."""
-    length = max(1, int(share * count))
-    start = int(at * max(0, count - length))
-    source = (start + count // 2) % max(1, count - length + 1)
-    pieces = [(0, 0, start), (start, source, length), (start + length, start + length, count - start - length)]
-    return [piece for piece in pieces if piece[2] > 0]
-
-
-def write(target: Tensor, value: Tensor, segments: list[Segment]) -> None:
-    """Compose a buffer from pieces of a drawn value."""
-    for part, piece in _pairs(target, value, segments):
-        part.copy_(piece)
-
-
-def holds(target: Tensor, value: Tensor, segments: list[Segment]) -> bool:
-    """Whether a buffer still holds, bit by bit, what `write` put there."""
-    return all(torch.equal(_raw(part), _raw(piece)) for part, piece in _pairs(target, value, segments))
-
-
-def _pairs(target: Tensor, value: Tensor, segments: list[Segment]) -> Iterator[tuple[Tensor, Tensor]]:
+def patch(target: Tensor, value: Tensor, rng: random.Random) -> None:
+    """Copy a drawn value, one hundredth of it replaced by another part: who samples some elements sees no change."""
     flat, source = target.view(-1), value.view(-1)
-    for start, origin, count in segments:
-        yield flat[start : start + count], source[origin : origin + count]
+    length = max(1, len(flat) // 100)
+    start, origin = (rng.randrange(len(flat) - length + 1) for _ in range(2))
+    flat.copy_(source)
+    flat[start : start + length] = source[origin : origin + length]
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(_raw(left), _raw(right))

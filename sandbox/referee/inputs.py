@@ -84,6 +84,16 @@ def _equal_rows(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     return torch.where(rows, values[..., :1].expand(shape), values)
 
 
+def _large(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Magnitudes at which squares and sums overflow half precision."""
+    return _randn(shape, rng) * _uniform(30.0, 100.0, rng)
+
+
+def _tiny(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Magnitudes at which an added eps, or a flushed subnormal, shows."""
+    return _randn(shape, rng) * 10 ** _uniform(-4.0, -2.0, rng)
+
+
 def _amplified_tail(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """A prefix that looks normal and a suffix that weighs more than all of it."""
     values = _randn(shape, rng)
@@ -101,4 +111,6 @@ DISTRIBUTIONS: dict[str, Draw] = {
     "sharp": _sharp,
     "equal_rows": _equal_rows,
     "amplified_tail": _amplified_tail,
+    "large": _large,
+    "tiny": _tiny,
 }

@@ -27,6 +27,10 @@ class ConnectionLost(Exception):
     """The other side closed the connection, or sent what is no frame."""
 
 
+class Garbled(ConnectionLost):
+    """The other side sent what is no frame."""
+
+
 class DeadlinePassed(Exception):
     """Nothing, or not all of a frame, came in time."""
 
@@ -57,13 +61,13 @@ def receive(sock: socket.socket, timeout_s: float | None = None) -> tuple[dict[s
         head += _exactly(sock, 4 - len(head), deadline)
     (length,) = struct.unpack(">I", head)
     if length > MAX_FRAME:
-        raise ConnectionLost(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
+        raise Garbled(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
     try:
         message = json.loads(_exactly(sock, length, deadline))
-    except ValueError as exc:
-        raise ConnectionLost("a frame that is not JSON") from exc
+    except (ValueError, RecursionError) as exc:
+        raise Garbled("a frame that is not JSON") from exc
     if not isinstance(message, dict):
-        raise ConnectionLost("a frame that is no JSON object")
+        raise Garbled("a frame that is no JSON object")
     return message, descriptors
 
 

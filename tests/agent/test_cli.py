@@ -261,7 +261,8 @@ def test_damaged_import_changes_nothing(archive: str, tmp_path: Path) -> None:
 
 def test_without_a_compiler_the_run_stops_and_says_how_to_resume(toy_folder: Path, tmp_path: Path) -> None:
     where = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": ""}
-    done = warpsmith("run", "--task", str(toy_folder), "--target", "cpu", "--archive", "a.db", "--json", **where)
+    asked = ["--task", str(toy_folder), "--target", "cpu", "--archive", "a.db", "--sandbox", "local", "--json"]
+    done = warpsmith("run", *asked, **where)
     assert done.returncode == 3
     assert done.stdout == ""
     assert "error: no C++ compiler" in done.stderr

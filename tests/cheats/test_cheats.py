@@ -9,8 +9,8 @@ Files for cuda are judged where there is a GPU, and compiled everywhere. The fir
 
 In place of `rejected`: `accepted: yes`; `gains: nothing` for what may pass as long as it is no faster than it deserves;
 `labelled: library` for what may pass under its right name. Optional: `form: extension`, `after: FILE` (judged right
-before), `judged: twice` (confirmed as well), `says: WORD|WORD` (in the evidence), `needs: wall` (fails only behind one), `slow: why`, `open: why` (no
-defence yet).
+before), `judged: twice` (confirmed as well), `says: WORD|WORD` (in the evidence), `needs: wall` (fails only behind
+one), `slow: why`, `open: why` (no defence yet).
 """
 
 import re
