@@ -257,7 +257,8 @@ class Trial:
             self._refresh([], draws[0], "mixed", watched=[witness])
         checks = [self._check(chosen, draws[0], witness=witness, keep=True)]
         checks += [self._check(chosen, drawn) for drawn in draws[1:]]
-        self._check(chosen, draws[0], change="patched")
+        for change in self.rng.sample(("patched", "moved"), 2):
+            self._check(chosen, draws[0], change=change)
         checks.append(self._check(chosen, draws[0], recall=True))
         self._alone(workload)
         return checks

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sandbox.contract import Task, Workload
 from sandbox.referee import baselines, oracle
-from sandbox.referee.arena import Arena, mix, patch, same_bits
+from sandbox.referee.arena import Arena, mix, move, patch, same_bits
 from sandbox.referee.inputs import draw
 from sandbox.worker import wire
 from sandbox.worker.layout import lay_out
@@ -45,6 +45,9 @@ class Content:
     slot: Slot
     values: list[Tensor]
     expected: list[Tensor]
+
+
+CHANGES = {"mixed": mix, "moved": move, "patched": patch}
 
 
 class Referee:
@@ -81,8 +84,10 @@ class Referee:
         scales = [oracle.scale(want) for want in wanted]
         self.slots[request["slot"]] = Slot(workload, values, wanted, scales)
         other = self._draw(workload, request["distribution"], request["seed"] + 1) if request["admit"] else []
+        shaken = oracle.expected(self.task, self.module, self._shaken(values), workload)
+        pairs = zip(reached, shaken, wanted, scales, strict=True)
         return {
-            "yardsticks": [oracle.distance(got, want) for got, want in zip(reached, wanted, strict=True)],
+            "yardsticks": [oracle.yardstick(own, nearby, want, scale) for own, nearby, want, scale in pairs],
             "trivial": self._trivial(values, wanted, other, workload) if request["admit"] else {},
         }
 
@@ -91,6 +96,15 @@ class Referee:
         if own is None:
             return draw(self.task, workload, distribution, seed, self.device)
         return [value.contiguous() for value in own(seed, distribution, self.device)]
+
+    def _shaken(self, values: list[Tensor]) -> list[Tensor]:
+        """The same inputs, floating-point ones in float64 and each off by up to one unit in float32's last place."""
+        return [
+            value.double() * (1 + (torch.rand_like(value, dtype=torch.float64) * 2 - 1) * 2.0**-23)
+            if value.is_floating_point()
+            else value.clone()
+            for value in values
+        ]
 
     def _trivial(
         self, values: list[Tensor], wanted: list[Tensor], other: list[Tensor], workload: Workload
@@ -171,14 +185,12 @@ class Referee:
         """Integers are positions and lengths, and stay where they are; so does what a task calls rigid."""
         rigid = getattr(self.module, "rigid", ())
         loose = [i for i, value in enumerate(slot.values) if value.is_floating_point() and i not in rigid]
-        changed = loose if change == "mixed" else [self.rng.choice(loose)] if change == "patched" and loose else []
+        changed = [self.rng.choice(loose)] if change == "patched" and loose else [] if change == "plain" else loose
         for i, (target, value) in enumerate(zip(targets, slot.values, strict=True)):
             if i not in changed:
                 target.copy_(value)
-            elif change == "mixed":
-                mix(target, value, self.rng)
             else:
-                patch(target, value, self.rng)
+                CHANGES[change](target, value, self.rng)
 
     def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Judge what stands in a set: errors, damaged guards, changed inputs, what was done or not to other sets."""

@@ -154,6 +154,13 @@ def _shifted(count: int, shift: int) -> list[tuple[int, int, int]]:
     return [(0, shift, count - shift), *([(count - shift, 0, shift)] if shift else [])]
 
 
+def move(target: Tensor, value: Tensor, rng: random.Random) -> None:
+    """Fill a buffer with the same values in other places: a sum or a histogram sees no change."""
+    flat, source = target.view(-1), value.view(-1)
+    for start, origin, count in _shifted(len(flat), rng.randrange(len(flat))):
+        flat[start : start + count].copy_(source[origin : origin + count])
+
+
 def patch(target: Tensor, value: Tensor, rng: random.Random) -> None:
     """Copy a drawn value, one hundredth of it replaced by another part: who samples some elements sees no change."""
     flat, source = target.view(-1), value.view(-1)

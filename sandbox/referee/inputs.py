@@ -56,9 +56,9 @@ def _normal(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
 
 
 def _shifted(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """A mean several times the deviation: E[x²] − E[x]² in the working precision loses it."""
+    """A mean many times the deviation: E[x²] − E[x]² in the working precision loses it."""
     sign = 1.0 if _uniform(-1.0, 1.0, rng) > 0 else -1.0
-    return _randn(shape, rng) * _uniform(0.25, 1.0, rng) + sign * _uniform(2.0, 8.0, rng)
+    return _randn(shape, rng) * _uniform(0.25, 1.0, rng) + sign * _uniform(8.0, 40.0, rng)
 
 
 def _flat(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

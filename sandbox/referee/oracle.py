@@ -107,6 +107,16 @@ def distance(actual: Tensor, wanted: Tensor, known: Scale | None = None) -> tupl
     return worst_row, worst_element
 
 
+def yardstick(own: Tensor, nearby: Tensor, wanted: Tensor, known: Scale) -> tuple[float, float]:
+    """What error cannot be held against a candidate: PyTorch's own, or what a rounded input makes of the exact answer.
+
+    The second is backward error (Higham, Accuracy and Stability of Numerical Algorithms, section 1.5):
+    where a row of equal values is normalised, the last bit of the mean decides, and PyTorch may have it by luck.
+    """
+    by_own, by_rounding = distance(own, wanted, known), distance(nearby, wanted, known)
+    return max(by_own[0], by_rounding[0]), max(by_own[1], by_rounding[1])
+
+
 def _where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> tuple[float, float]:
     """The same where the wanted values themselves are not all finite: those are passed over."""
     if bool((~got.isfinite() & want.isfinite()).any()):
