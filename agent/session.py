@@ -163,7 +163,7 @@ def _search(
         seen.append(event)
         report(event)
 
-    with toolchain(launcher) as tools, Judge(device, tools, launcher) as judge:
+    with toolchain(launcher) as tools, Judge(device, tools, launcher, reuse=True) as judge:
         clients = Clients(
             archive=archive,
             judge=judge,

@@ -386,6 +386,8 @@ class Judgement(Record):
     verdict: Verdict
     seconds: float
     """From text to verdict."""
+    duplicate_of: str | None = None
+    """The candidate that was judged, where this one differs from it in comments and blanks only."""
     stages: dict[str, float] = {}
     """Seconds spent building, waiting for a worker, checking and timing."""
     judged_at: str

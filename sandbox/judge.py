@@ -43,6 +43,7 @@ from sandbox.contract import (
     Workload,
 )
 from sandbox.courtroom import Block, Courtroom, Drawn, Evidence
+from sandbox.duplicates import fingerprint
 from sandbox.errors import PlanError
 from sandbox.inspection import inspect
 from sandbox.launch import Launcher, Order, Worker
@@ -82,6 +83,9 @@ class Prepared:
     build: Build | None = None
     worker: AbstractContextManager[Worker] | None = None
     ready: Worker | None = None
+    fingerprint: str = ""
+    twin: Judgement | None = None
+    """Of a candidate that differs in nothing a compiler sees."""
     verdict: Verdict | None = None
 
 
@@ -89,14 +93,25 @@ class Judge:
     """Judges candidates on one device; keeps one task open at a time. Use as a context manager."""
 
     def __init__(
-        self, device: Device, toolchain: Toolchain, launcher: Launcher | None = None, call_timeout_s: float = 30.0
+        self,
+        device: Device,
+        toolchain: Toolchain,
+        launcher: Launcher | None = None,
+        call_timeout_s: float = 30.0,
+        reuse: bool = False,
     ) -> None:
-        """`call_timeout_s` bounds one call of a candidate, and one block of timed calls."""
+        """`call_timeout_s` bounds one call of a candidate, and one block of timed calls.
+
+        With `reuse`, a candidate that differs from an earlier one in comments and blanks only gets its verdict.
+        """
+        self.reuse = reuse
         self.device, self.toolchain, self.call_timeout_s = device, toolchain, call_timeout_s
         self.launcher: Launcher = launcher or LocalLauncher()
         # Never seeded from the outside: what a run can replay, a candidate could have known.
         self.rng = random.Random(secrets.randbits(128))
         self.room: Courtroom | None = None
+        self.judged: dict[str, Judgement] = {}
+        """By fingerprint, what has been judged for the open task."""
         self.spares: deque[AbstractContextManager[Worker]] = deque()
         self._spares_lock = threading.Lock()
         self.quiet = Quiet(device.target == "cpu")
@@ -110,6 +125,7 @@ class Judge:
         if self.room is not None:
             self.room.__exit__()
             self.room = None
+            self.judged.clear()
 
     def open(self, task: Task) -> Courtroom:
         """The courtroom for `task`: inputs drawn, expected outputs computed, baselines tried. Slow the first time."""
@@ -141,7 +157,7 @@ class Judge:
         room = self.open(task)
         fresh = room.draw()
         try:
-            prepared = self._prepare(room, candidate, time.perf_counter())
+            prepared = self._prepare(room, candidate, time.perf_counter(), confirming=True)
             return self._decide(room, prepared, fresh, CONFIRM_ROUNDS, confirmed=True)
         finally:
             room.release(fresh)
@@ -196,8 +212,9 @@ class Judge:
             verdict = rejection.verdict
         finally:
             _discard(prepared)
-        return Judgement(
+        judgement = Judgement(
             candidate=prepared.candidate.id,
+            duplicate_of=prepared.twin.candidate if prepared.twin else None,
             task=room.task.name,
             task_version=room.task.version,
             target=room.task.target,
@@ -208,17 +225,27 @@ class Judge:
             judged_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=room.versions | self.toolchain.versions() | {"sandbox": self.launcher.name},
         )
+        if prepared.fingerprint and not confirmed:
+            self.judged.setdefault(prepared.fingerprint, judgement)
+        return judgement
 
     # ------------------------------------------------------------ before the device is needed
 
-    def _prepare(self, room: Courtroom, candidate: Candidate, submitted: float, ahead: int = 1) -> Prepared:
+    def _prepare(
+        self, room: Courtroom, candidate: Candidate, submitted: float, ahead: int = 1, confirming: bool = False
+    ) -> Prepared:
         """Build, and have a worker ready."""
         prepared = Prepared(candidate, submitted, {})
         try:
             with _stage(prepared.stages, "build"), self.quiet.shared():
-                prepared.build = self.build(room.task, candidate)
+                prepared.build = build = self.build(room.task, candidate)
         except Rejected as rejection:
             prepared.verdict = rejection.verdict
+            return prepared
+        prepared.fingerprint = fingerprint(candidate, build.plan, dict(build.tunables))
+        prepared.twin = self.judged.get(prepared.fingerprint) if self.reuse and not confirming else None
+        if prepared.twin is not None:
+            prepared.verdict = prepared.twin.verdict
             return prepared
         with _stage(prepared.stages, "start"):
             prepared.worker = self._worker(room, candidate, ahead)

@@ -1,0 +1,37 @@
+"""Candidates that differ in nothing a compiler sees: a verdict once found holds for all of them.
+
+Not covered: texts that compile to the same code by another way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from sandbox.contract import Candidate
+from sandbox.plan import Plan
+
+_STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_BLANKS = re.compile(r"[ \t]+")
+
+
+def fingerprint(candidate: Candidate, plan: Plan, tunables: dict[str, int]) -> str:
+    """The same for sources that differ in comments and blanks only, given the same plan and values of the tunables."""
+    code = _STRING_OR_COMMENT.sub(lambda found: found[1] or " ", candidate.source)
+    lines = (_BLANKS.sub(" ", line).strip() for line in code.splitlines())
+    parts = [
+        candidate.target,
+        [line for line in lines if line],
+        _without_lines(plan.model_dump()),
+        sorted(tunables.items()),
+    ]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _without_lines(value: Any) -> Any:
+    """A dumped plan without the numbers of the lines it was read from."""
+    if isinstance(value, dict):
+        return {key: _without_lines(item) for key, item in value.items() if key != "line"}
+    return [_without_lines(item) for item in value] if isinstance(value, list | tuple) else value
