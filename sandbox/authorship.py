@@ -121,11 +121,23 @@ def _tree(source: str) -> ast.Module | None:
 def _defines_python_kernel(tree: ast.Module | None) -> bool:
     if tree is None:
         return False
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    reached = list(_reached(tree))
+    used = {node.id for node in reached if isinstance(node, ast.Name)}
     if any(function.name in used for function in _python_kernels(tree)):
         return True
     texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    return _builds(tree) and any(_defines_kernel_text(text) for text in texts)
+    return _builds(reached) and any(_defines_kernel_text(text) for text in texts)
+
+
+def _reached(tree: ast.Module) -> Iterator[ast.AST]:
+    """Everything that runs when the file is imported or a class of it used: a function nobody names does not."""
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    waiting: list[ast.AST] = [node for node in tree.body if node not in functions.values()]
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            yield node
+            if function := functions.pop(_last_name(node) if isinstance(node, ast.expr) else "", None):
+                waiting.append(function)
 
 
 def _defines_kernel_text(text: str) -> bool:
@@ -134,8 +146,8 @@ def _defines_kernel_text(text: str) -> bool:
     return _KERNEL.search(plain) is not None or (_LOOP.search(plain) is not None and "{" in plain)
 
 
-def _builds(tree: ast.Module) -> bool:
-    return any(_last_name(node.func) in BUILDERS for node in ast.walk(tree) if isinstance(node, ast.Call))
+def _builds(nodes: Iterable[ast.AST]) -> bool:
+    return any(_last_name(node.func) in BUILDERS for node in nodes if isinstance(node, ast.Call))
 
 
 def _python_kernels(tree: ast.AST | None) -> Iterator[ast.FunctionDef]:
@@ -191,6 +203,8 @@ def _closing(text: str, at: int) -> int:
 
 def _python_fallbacks(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
+        if isinstance(node, ast.With) and _suppresses(node) and _builds(_calls(node.body)):
+            yield f"line {node.lineno}: suppress() hides that the kernel did not build"
         if not isinstance(node, ast.Try) or not any(_calls(node.body)):
             continue
         for handler in node.handlers:
@@ -201,6 +215,11 @@ def _python_fallbacks(tree: ast.Module) -> Iterator[str]:
                 yield f"{where} answers with {_shown(compute)} instead of failing"
             elif any(_last_name(call.func) in BUILDERS for call in _calls(node.body)) and not any(_calls(handler.body)):
                 yield f"{where} hides that the kernel did not build"
+
+
+def _suppresses(node: ast.With) -> bool:
+    calls = (item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call))
+    return any(_last_name(call.func) == "suppress" for call in calls)
 
 
 def _shown(compute: ast.expr) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from sandbox.contract import Candidate
@@ -23,11 +24,24 @@ def fingerprint(candidate: Candidate, plan: Plan, tunables: dict[str, int]) -> s
     lines = (_BLANKS.sub(" ", line).strip() for line in code.splitlines())
     parts = [
         candidate.target,
-        [line for line in lines if line],
+        _joined(line for line in lines if line),
         _without_lines(plan.model_dump()),
         sorted(tunables.items()),
     ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _joined(lines: Iterable[str]) -> list[str]:
+    """Where a line ends matters to directives, and to nothing else."""
+    joined: list[str] = []
+    directive = True
+    for line in lines:
+        if directive or line.startswith("#"):
+            joined.append(line)
+        else:
+            joined[-1] += " " + line
+        directive = line.startswith("#") or (directive and joined[-1].endswith("\\"))
+    return joined
 
 
 def _without_lines(value: Any) -> Any:

@@ -154,7 +154,7 @@ def _assert_rejected(subject: Subject, verdict: Verdict) -> None:
     }[verdict.status](verdict)
     # Something that can be looked up: a buffer, a number, a line, a quotation.
     tensors = "|".join(tensor.name for tensor in task_of(subject.task, subject.target).tensors)
-    assert re.search(rf'\d|"|worker|Tensor|\b({tensors})\b', said), said
+    assert re.search(rf'\d|"|worker|Tensor|CUDA_ERROR_|\b({tensors})\b', said), said
     if rule := getattr(verdict, "rule", None):
         assert rule in subject.choices("rule"), verdict
     if isinstance(verdict, Incorrect):

@@ -138,3 +138,35 @@ def test_text_that_is_no_python_is_no_fallback_and_no_kernel() -> None:
     for source in ("def (", "(" * 100_000, "\0"):
         assert silent_fallback(candidate(source, "module")) is None
         assert label(candidate(source, "module")) == "library"
+
+
+DECOY = """
+import torch
+SOURCE = "torch::Tensor forward(torch::Tensor x) { for (;;) {} }"
+def build():
+    from torch.utils.cpp_extension import load_inline
+    return load_inline("decoy", SOURCE, functions=["forward"])
+class ModelNew(torch.nn.Module):
+    def forward(self, x):
+        return CALL
+"""
+
+
+def test_kernel_that_nobody_builds_is_no_kernel() -> None:
+    assert label(candidate(DECOY.replace("CALL", "torch.softmax(x, -1)"), "module")) == "library"
+    assert label(candidate(DECOY.replace("CALL", "build().forward(x)"), "module")) == "custom"
+
+
+def test_suppressing_a_failed_build_is_a_silent_fallback() -> None:
+    source = """
+import contextlib, torch
+class ModelNew(torch.nn.Module):
+    def forward(self, x):
+        result = None
+        with contextlib.suppress(Exception):
+            result = torch.utils.cpp_extension.load_inline("fast", "", functions=["forward"]).forward(x)
+        return torch.relu(x) if result is None else result
+"""
+    found = silent_fallback(candidate(source, "module"))
+    assert found is not None
+    assert "line 6" in found
