@@ -185,7 +185,7 @@ class Referee:
         """Integers are positions and lengths, and stay where they are; so does what a task calls rigid."""
         rigid = getattr(self.module, "rigid", ())
         loose = [i for i, value in enumerate(slot.values) if value.is_floating_point() and i not in rigid]
-        changed = [self.rng.choice(loose)] if change == "patched" and loose else [] if change == "plain" else loose
+        changed = [] if change == "plain" else loose
         for i, (target, value) in enumerate(zip(targets, slot.values, strict=True)):
             if i not in changed:
                 target.copy_(value)
