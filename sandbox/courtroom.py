@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from sandbox.contract import Device, Task, Workload
 from sandbox.errors import TaskError, WorkerLost
+from sandbox.launch import BOUND
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 from sandbox.signature import dtype_of, nbytes
 from sandbox.worker.layout import Layout, lay_out
@@ -98,7 +99,12 @@ class Courtroom:
         kind = "cuda" if self.device.target == "cuda" else "cpu"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self.device.target == "cpu":
-            env |= {"OMP_NUM_THREADS": str(self.device.threads), "OMP_DYNAMIC": "false", "MKL_DYNAMIC": "FALSE"}
+            env |= {
+                "OMP_NUM_THREADS": str(self.device.threads),
+                "OMP_DYNAMIC": "false",
+                "MKL_DYNAMIC": "FALSE",
+                **BOUND,
+            }
         command = [sys.executable, "-m", "sandbox.referee"]
         self.log = tempfile.TemporaryFile()
         self.referee = Peer(command, [kind], env=env, cwd=self.scratch.name, stdout=self.log, stderr=self.log)

@@ -15,6 +15,8 @@ from sandbox.contract import Device
 from sandbox.errors import EngineUnreachable, WorkerLost
 from sandbox.peer import Peer
 
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
+"""One OpenMP thread a core, for candidates and baselines: two that wake up on one core take turns of milliseconds."""
 Sandbox = Literal["auto", "docker", "local"]
 
 

@@ -24,7 +24,7 @@ from sandbox.compiler_process import CompilerProcess, Kind
 from sandbox.contract import Device
 from sandbox.errors import WorkerLost
 from sandbox.guardian import guardian
-from sandbox.launch import Order
+from sandbox.launch import BOUND, Order
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 
 NOBODY = 65534
@@ -172,7 +172,9 @@ def _own_path(order: Order) -> list[str]:
 def environment(device: Device, scratch: str) -> dict[str, str]:
     """Every variable of a worker."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    threads = {"OMP_NUM_THREADS": str(device.threads), "OMP_DYNAMIC": "false"} if device.target == "cpu" else {}
+    threads = {}
+    if device.target == "cpu":
+        threads = {"OMP_NUM_THREADS": str(device.threads), "OMP_DYNAMIC": "false", **BOUND}
     fixed = {"PATH": _programs(), "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8", "USER": "nobody"}
     return {**kept, **threads, **fixed}
 

@@ -54,8 +54,8 @@ def _quantile(freedom: int) -> float:
 
 
 def measurement(rounds_ms: Sequence[float], samples: int) -> Measurement:
-    """Latency over rounds: their median, and the 95 % t interval of their geometric mean."""
-    spread = interval([math.log(value) for value in rounds_ms])
+    """Latency over rounds: their median, and the 95 % t interval of their trimmed geometric mean."""
+    spread = trimmed_interval([math.log(value) for value in rounds_ms])
     return Measurement(
         rounds_ms=tuple(rounds_ms),
         median_ms=statistics.median(rounds_ms),
@@ -66,13 +66,15 @@ def measurement(rounds_ms: Sequence[float], samples: int) -> Measurement:
 
 
 def speedups(timings: Sequence[Timing]) -> dict[str, Interval]:
-    """Baseline latency over candidate latency, geometric mean over workloads, one log ratio per round.
+    """Baseline latency over candidate latency, geometric mean over workloads, one log ratio per round, trimmed.
 
     `library` is, for each workload, the library call with the lowest median. A baseline that is missing on a workload
     has no entry.
     """
     names = set.intersection(*(set(_subjects(timing)) for timing in timings)) if timings else set()
-    return {name: interval(_log_ratios([_subjects(t)[name] for t in timings], timings)) for name in sorted(names)}
+    return {
+        name: trimmed_interval(_log_ratios([_subjects(t)[name] for t in timings], timings)) for name in sorted(names)
+    }
 
 
 def gate(timings: Sequence[Timing]) -> float:
@@ -80,7 +82,7 @@ def gate(timings: Sequence[Timing]) -> float:
     with_again = [timing for timing in timings if timing.again is not None]
     if not with_again:
         return LEAST_GAIN
-    own = interval(_log_ratios([timing.again for timing in with_again if timing.again], with_again, "eager"))
+    own = trimmed_interval(_log_ratios([timing.again for timing in with_again if timing.again], with_again, "eager"))
     return gate_of(own)
 
 
