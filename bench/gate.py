@@ -230,7 +230,8 @@ def markdown(found: Report) -> str:
         "",
         f"- `{found.command}`, {found.measured_at}; {found.device}, load average {found.load:.1f}",
         *(f"- {note}" for note in found.notes),
-        f"- gate: the lower bound of the 95 % t interval over rounds (trimmed by 20 % at both ends) exceeds 1 + max({LEAST_GAIN:.0%}, A/A spread)",
+        "- gate: the lower bound of the 95 % t interval over rounds (trimmed by 20 % at both ends) "
+        f"exceeds 1 + max({LEAST_GAIN:.0%}, A/A spread)",
         "- true ratio: champion's time over the challenger's; above 1 the challenger is faster",
         "",
         "| duel | true ratio | rounds | trials | declared faster | share | mean ratio | spread of ratios |",
@@ -267,7 +268,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--simulate", action="store_true", help="noise from models, no kernel at all")
     parser.add_argument("--target", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--sandbox", choices=["auto", "docker", "local"], default="auto")
-    parser.add_argument("--workload", type=int, help="which search workload; default 0, on cuda 3, which has rows enough")
+    parser.add_argument(
+        "--workload", type=int, help="which search workload; default 0, on cuda 3, which has rows enough"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--power-trials", type=int, default=50)
