@@ -261,6 +261,8 @@ class Trial:
         checks += [self._check(chosen, drawn) for drawn in draws[1:]]
         checks.append(self._check(chosen, draws[0], recall=True))
         self._check(chosen, draws[0], change="moved")
+        self._check(chosen, draws[0])
+        self._check(chosen, draws[0], change="patched")
         self._alone(workload)
         return checks
 

@@ -84,7 +84,9 @@ class Referee:
         scales = [oracle.scale(want) for want in wanted]
         self.slots[request["slot"]] = Slot(workload, values, wanted, scales)
         other = self._draw(workload, request["distribution"], request["seed"] + 1) if request["admit"] else []
-        shaken = oracle.expected(self.task, self.module, self._shaken(values), workload)
+        shaken = oracle.expected(
+            self.task, self.module, self._shaken(values, 8.0 if request["distribution"] == "large" else 1.0), workload
+        )
         pairs = zip(reached, shaken, wanted, scales, strict=True)
         return {
             "yardsticks": [oracle.yardstick(own, nearby, want, scale) for own, nearby, want, scale in pairs],
@@ -97,10 +99,13 @@ class Referee:
             return draw(self.task, workload, distribution, seed, self.device)
         return [value.contiguous() for value in own(seed, distribution, self.device)]
 
-    def _shaken(self, values: list[Tensor]) -> list[Tensor]:
-        """The same inputs, floating-point ones in float64 and each off by up to one unit in float32's last place."""
+    def _shaken(self, values: list[Tensor], units: float) -> list[Tensor]:
+        """The same inputs, floating-point ones in float64 and each off by up to so many units in float32's last place.
+
+        Large scores make much of the order of a sum, so more is allowed there: they are for finding overflows.
+        """
         return [
-            value.double() * (1 + (torch.rand_like(value, dtype=torch.float64) * 2 - 1) * 2.0**-23)
+            value.double() * (1 + (torch.rand_like(value, dtype=torch.float64) * 2 - 1) * units * 2.0**-23)
             if value.is_floating_point()
             else value.clone()
             for value in values

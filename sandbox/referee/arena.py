@@ -162,9 +162,9 @@ def move(target: Tensor, value: Tensor, rng: random.Random) -> None:
 
 
 def patch(target: Tensor, value: Tensor, rng: random.Random) -> None:
-    """Copy a drawn value, one hundredth of it replaced by another part: who samples some elements sees no change."""
+    """Copy a drawn value, a hundredth or less replaced by another part: who samples some elements sees no change."""
     flat, source = target.view(-1), value.view(-1)
-    length = max(1, len(flat) // 100)
+    length = max(1, int(len(flat) ** rng.uniform(0.2, 1.0) / 100))
     start, origin = (rng.randrange(len(flat) - length + 1) for _ in range(2))
     flat.copy_(source)
     flat[start : start + length] = source[origin : origin + length]
