@@ -85,7 +85,7 @@ class Referee:
         self.slots[request["slot"]] = Slot(workload, values, wanted, scales)
         other = self._draw(workload, request["distribution"], request["seed"] + 1) if request["admit"] else []
         shaken = oracle.expected(
-            self.task, self.module, self._shaken(values, 8.0 if request["distribution"] == "large" else 1.0), workload
+            self.task, self.module, self._shaken(values, 64.0 if request["distribution"] == "large" else 1.0), workload
         )
         pairs = zip(reached, shaken, wanted, scales, strict=True)
         return {
