@@ -4,7 +4,7 @@
     python -m bench.gate --target cpu|cuda [--trials 200]   # the judge's own duels, on this machine
 
 A trial is one `Judge.duel`: interleaved rounds, a t interval over them, and a gate that the whole interval must
-exceed. The slow kernel is the same kernel doing a few per cent of its rows twice; how much slower it truly is comes
+exceed. The slow kernel is the same kernel doing a few per cent of its work twice; how much slower it truly is comes
 from one long measurement that no trial uses. Not covered: drift that lasts longer than a whole duel.
 """
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 LEAST_GAIN = 0.02
 """The gate never opens for less."""
-ROUNDS = 12
+AXES = {"cpu": {"N": 512, "D": 1024}, "cuda": {"N": 32768, "D": 4096}}
+"""Of the one workload: what is tested is the gate, not the mean over workloads."""
 TRUE_GAIN = 0.03
 SIMULATED_TRIALS = 4000
 
@@ -160,13 +161,13 @@ def measured(options: argparse.Namespace, device: Device) -> Report:
     """A kernel against itself, then against itself with a few per cent more work."""
     from agent import tasks
     from sandbox import launch
-    from sandbox.judge import Judge
+    from sandbox.judge import DUEL_ROUNDS, Judge
     from sandbox.toolchain import Toolchain
 
     loaded = tasks.load("layernorm", device.target)
-    # One workload: what is tested is the gate, not the mean over workloads. Few rows would make a row more a wave more.
-    index = options.workload if options.workload is not None else 3 if device.target == "cuda" else 0
-    task = loaded.model_copy(update={"workloads": (loaded.workloads[index],), "held_out": ()})
+    workload = loaded.workloads[0].model_copy(update={"axes": AXES[device.target]})
+    task = loaded.model_copy(update={"workloads": (workload,), "held_out": ()})
+    options.rounds = options.rounds or DUEL_ROUNDS[device.target]
     launcher, why = launch.choose(options.sandbox, device)
     notes = [f"layernorm, workload {task.workloads[0].name}; sandbox: {launcher.name} ({why})"]
     with tempfile.TemporaryDirectory() as cache, Toolchain(Path(cache), launcher=launcher) as toolchain:
@@ -188,8 +189,9 @@ def experiments(judge: Judge, task: Task, options: argparse.Namespace, notes: li
     yield experiment("a kernel against itself", fast, fast, 1.0, options.trials)
     extra, true = calibrated(judge, task, fast, options.calibration)
     low, high = (100 * (bound - 1) for bound in (true.low, true.high))
+    what = "rows" if task.target == "cpu" else "columns"
     notes.append(
-        f"the slow kernel does {extra:.1%} of its rows twice, which takes {100 * (true.ratio - 1):.2f} % more time "
+        f"the slow kernel does {extra:.1%} of its {what} twice, which takes {100 * (true.ratio - 1):.2f} % more time "
         f"(95 %: {low:.2f}–{high:.2f}; {options.calibration} rounds that no trial uses)"
     )
     slow = paced(task, extra)
@@ -198,15 +200,15 @@ def experiments(judge: Judge, task: Task, options: argparse.Namespace, notes: li
 
 
 def calibrated(judge: Judge, task: Task, fast: Candidate, rounds: int) -> tuple[float, Interval]:
-    """The share of rows to do twice that costs TRUE_GAIN, found in two corrections, and what it costs by a long duel.
+    """The share to do twice that costs TRUE_GAIN, found in two corrections, and what it costs by a long duel.
 
-    The second time a row is read it comes from a cache, so that 3 % of the rows cost less than 3 %.
+    What is read a second time comes from a cache, so that 3 % of the work cost less than 3 %.
     """
     extra = TRUE_GAIN
     for _ in range(2):
         gain = judge.duel(task, fast, paced(task, extra), rounds=max(12, rounds // 3)).interval.ratio - 1
-        extra = min(0.5, max(0.005, extra * TRUE_GAIN / max(gain, TRUE_GAIN / 8)))
-        _say(f"calibration: a gain of {gain:.2%}, next {extra:.2%} of the rows", end="\n")
+        extra = min(1.0, max(0.005, extra * TRUE_GAIN / max(gain, TRUE_GAIN / 8)))
+        _say(f"calibration: a gain of {gain:.2%}, next {extra:.2%}", end="\n")
     return extra, judge.duel(task, fast, paced(task, extra), rounds=rounds).interval
 
 
@@ -268,10 +270,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--simulate", action="store_true", help="noise from models, no kernel at all")
     parser.add_argument("--target", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--sandbox", choices=["auto", "docker", "local"], default="auto")
-    parser.add_argument(
-        "--workload", type=int, help="which search workload; default 0, on cuda 3, which has rows enough"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, help="of each duel; the judge's own number by default")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--power-trials", type=int, default=50)
     parser.add_argument(
@@ -288,7 +287,7 @@ def main() -> None:
     if options.simulate:
         trials = options.trials if options.trials != 200 else SIMULATED_TRIALS
         start = time.perf_counter()
-        rows = list(simulation(options.rounds, trials))
+        rows = list(simulation(options.rounds or 12, trials))
         notes = [f"simulated noise, two blocks for each kernel and round; {time.perf_counter() - start:.0f} s"]
         write(report("no device", rows, notes), "gate_simulated", options.out)
         return

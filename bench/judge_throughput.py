@@ -56,6 +56,8 @@ class Verdict(BaseModel):
     seconds: float
     """From text to verdict."""
     stages: dict[str, float] = {}
+    why: str = ""
+    """Of a verdict that is not the one expected: all of it."""
 
 
 class Contender(BaseModel):
@@ -153,7 +155,9 @@ def _alone(judge: Judge, task: Task, device: Device, wanted: int) -> Iterator[Ve
 
 
 def _verdict(specimen: Specimen, judgement: Judgement) -> Verdict:
+    surprising = judgement.verdict.status != specimen.expected
     return Verdict(
+        why=judgement.verdict.model_dump_json() if surprising else "",
         kind=specimen.kind,
         expected=specimen.expected,
         status=judgement.verdict.status,
@@ -312,7 +316,7 @@ def surprises(contender: Contender) -> str:
     """Verdicts that are not what the candidate deserves."""
     wrong = Counter((v.kind, v.expected, v.status) for v in contender.verdicts if v.status != v.expected)
     found = [f"{n} × {kind}: {status}, not {expected}" for (kind, expected, status), n in wrong.most_common()]
-    return "; ".join(found) or "none"
+    return "; ".join([*found, *(v.why for v in contender.verdicts if v.why)]) or "none"
 
 
 def ratios(report: Report) -> Iterator[str]:
@@ -329,7 +333,7 @@ def markdown(report: Report) -> str:
         "# Judging: candidates an hour",
         "",
         f"- `{report.command}`, {report.measured_at}",
-        f"- {report.device}; host {report.host}, load average {report.load:.1f} at the end",
+        f"- {report.device}; host {report.host}, load average {report.load:.1f} before",
         f"- {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
         f"- task {report.task}: (a) and (b) judge all {report.workloads} workloads, search and held-out, beside the "
         f"baselines; (c) and (d) look at {report.usual_workload} alone, and at a sample of the candidates",
@@ -378,27 +382,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, task: Task, device: Device) -> tuple[list[Contender], dict[str, str]]:
-    contenders, versions = [], {}
+def measure(options: argparse.Namespace, task: Task, device: Device) -> Iterator[tuple[Contender, dict[str, str]]]:
     workload = task.workloads[options.usual_workload]
     for way in options.only.split(","):
         if way in ("a", "b"):
-            contender, versions = this_judge(way, task, device, options)
+            yield this_judge(way, task, device, options)
         elif way == "c":
-            contender = one_after_another(task, device, workload, spread(specimens(task, device, 0), options.sample))
+            sample = spread(specimens(task, device, 0), options.sample)
+            yield one_after_another(task, device, workload, sample), {}
         else:
-            sample = spread(specimens(task, device, 0), options.parallel_sample)
-            contender = in_parallel(task, device, workload, sample)
-        contenders.append(contender)
-        _say(row(contender), end="\n")
-    return contenders, versions
+            yield in_parallel(task, device, workload, spread(specimens(task, device, 0), options.parallel_sample)), {}
+
+
+def write(report: Report, name: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(report.model_dump_json(indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown(report))
 
 
 def main() -> None:
     options = arguments()
     device = devices.detect(options.target)
     task = tasks.load(options.task, device.target)
-    contenders, versions = measure(options, task, device)
     report = Report(
         command=f"python -m bench.judge_throughput {' '.join(sys.argv[1:])}".strip(),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -408,13 +413,15 @@ def main() -> None:
         task=task.name,
         workloads=len(task.workloads) + len(task.held_out),
         usual_workload=task.workloads[options.usual_workload].name,
-        versions=versions,
-        contenders=contenders,
+        versions={},
+        contenders=[],
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = f"judge_throughput_{slug(device)}"
-    (options.out / f"{name}.json").write_text(report.model_dump_json(indent=1) + "\n")
-    (options.out / f"{name}.md").write_text(markdown(report))
+    for contender, versions in measure(options, task, device):
+        report.contenders.append(contender)
+        report.versions.update(versions)
+        _say(row(contender), end="\n")
+        # After each: the slow ones come last, and a run that is stopped there keeps what it measured.
+        write(report, f"judge_throughput_{slug(device)}", options.out)
     print(markdown(report))
 
 

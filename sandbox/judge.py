@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -59,7 +59,7 @@ SEARCH_ROUNDS = {"cpu": 5, "cuda": 3}
 CONFIRM_ROUNDS = 12
 CONFIRM_PROCESSES = {"cpu": 12, "cuda": 4}
 """Over how many fresh workers the rounds of a confirmation are spread; a torch source, slow to build, gets one."""
-DUEL_ROUNDS = 12
+DUEL_ROUNDS = {"cpu": 24, "cuda": 12}
 _WORKER_BASE_BYTES = 4 << 30
 
 
@@ -165,7 +165,7 @@ class Judge:
     def judge_all(self, task: Task, candidates: Iterable[Candidate], ahead: int | None = None) -> Iterator[Judgement]:
         """Verdicts as they come: while one candidate has the device, `ahead` others are built and get their workers."""
         room = self.open(task)
-        ahead = ahead or max(1, min(3, (os.cpu_count() or 2) // 2))
+        ahead = ahead or max(1, min(2, (os.cpu_count() or 2) // 2))
         done: queue.SimpleQueue[Judgement | Exception] = queue.SimpleQueue()
         waiting, on_its_way = iter(candidates), 0
 
@@ -349,13 +349,14 @@ class Judge:
         task: Task,
         challenger: Candidate,
         champion: Candidate,
-        rounds: int = DUEL_ROUNDS,
+        rounds: int | None = None,
         processes: int | None = None,
         workloads: Sequence[Workload] | None = None,
     ) -> Duel:
         """Which of two candidates is faster: blocks in the order ABBA or BAAB, rounds spread over fresh workers."""
         room = self.open(task)
         builds = [self.build(task, candidate) for candidate in (challenger, champion)]
+        rounds = rounds or DUEL_ROUNDS[self.device.target]
         processes = processes or CONFIRM_PROCESSES[self.device.target]
         chosen = tuple(workloads or task.workloads)
         ratios: list[float] = []
@@ -416,6 +417,10 @@ def _rounds_of_duel(
             trial.load(workload)
         trials[0].bind_beside(workload, trials[1])
         blocks = [trial.candidate_block(workload, drawn) for trial in trials]
+        # As many calls for both, since what was just refreshed is the warmer the less it is; and one estimate of what a
+        # request costs, since two of the same thing differ.
+        calls, overhead = min(block.count for block in blocks), min(block.overhead for block in blocks)
+        blocks = [replace(block, count=calls, overhead=overhead) for block in blocks]
         for j in range(rounds):
             ratios[i][j], own[i][j] = _abba(room, trials, workload, blocks, drawn)
     return _column_means(ratios), _column_means(own)

@@ -43,9 +43,11 @@ _COPY_TIMEOUT_S = 120.0
 _LOAD_S = 10.0
 """Of grace for loading a module, beyond what a call may take."""
 _TORCH_BUILD_TIMEOUT_S = 600.0
-_BLOCK_S = {True: 0.01, False: 0.02}
+_BLOCK_S = {True: 0.005, False: 0.02}
 """Aim for the length of one block of timed calls, where device events decide and where this side's clock does."""
-_SETTLE_S = 0.004
+_SLOPE_S = 0.005
+"""Of calls, by which two requests differ whose wall-clock times are compared."""
+_SETTLE_S = 0.012
 """Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
 _IDLE_S = 1e-4
 _GPU_BUSY_S = 1e-3
@@ -450,9 +452,12 @@ class Trial:
         block_s = _BLOCK_S[self.events]
         usable = len(self._usable())
         most = min(usable, _EVENTS) if self.events else usable
-        seconds = self._first_calls(workload, subject, drawn, overhead, min(most, 3) if self.events else 1)
-        if seconds < block_s / 4 and most > 1 and not self.events:
-            seconds = self._first_calls(workload, subject, drawn, overhead, min(8, most))
+        seconds = self._first_calls(workload, subject, drawn, overhead, 1)
+        if seconds < block_s / 4 and most > 1:
+            seconds = self._first_calls(workload, subject, drawn, overhead, min(3 if self.events else 8, most))
+        elif seconds < 10 * block_s and self.events:
+            # The first call after a module was loaded can be the slow one.
+            seconds = self._first_calls(workload, subject, drawn, overhead, 1)
         return Block(count=max(1, min(most, math.ceil(block_s / seconds))), overhead=overhead, seconds=seconds)
 
     def _first_calls(self, workload: Workload, subject: str, drawn: Drawn, overhead: float, count: int) -> float:
@@ -465,7 +470,8 @@ class Trial:
     def _block(self, workload: Workload, subject: str, block: Block, drawn: Drawn) -> float:
         """Milliseconds per call over one block. What some of its calls, drawn at random, left behind is compared."""
         turns = self.rng.sample(self._usable(), block.count)
-        watched = self.rng.sample(turns, min(block.count, _WATCHED)) if subject == "candidate" else []
+        # Half of a block at most, as long as a call of it is watched.
+        watched = self.rng.sample(turns, min(_WATCHED, max(1, block.count // 2))) if subject == "candidate" else []
         self._refresh([i for i in turns if i not in watched], drawn, "mixed", watched)
         if self.device.target == "cpu":
             time.sleep(_SETTLE_S)
@@ -480,7 +486,7 @@ class Trial:
 
     def _clocks_agree(self, workload: Workload, drawn: Drawn, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""
-        count = max(10, min(200, math.ceil(0.005 / block.seconds)))
+        count = max(1, min(200, math.ceil(_SLOPE_S / block.seconds)))
         usable = self._usable()
         turns = [usable[i % len(usable)] for i in range(2 * count)]
         self._refresh(usable, drawn, "mixed")

@@ -125,7 +125,7 @@ def _elements(task: Task) -> str:
 
 
 def paced(task: Task, extra: float) -> Candidate:
-    """LayerNorm that does `extra` of its rows twice: the same kernel, that much slower. 0 does none twice."""
+    """LayerNorm that does a share `extra` of its work twice: the same kernel, slower. 0 does none twice."""
     source = (FOLDER / f"layernorm_paced.{SUFFIX[task.target]}").read_text()
     braked = source.replace("#define EXTRA 0\n", f"#define EXTRA {math.floor(extra * 10000 + 0.5)}\n")
     return Candidate(task=task.name, target=task.target, source=braked, operator="seed", proposer="bench", note="paced")
