@@ -197,6 +197,14 @@ def test_candidates_judged_in_parallel_get_the_same_verdicts(judge: Judge, task:
     assert found == wanted
 
 
+def test_only_normal_contents_are_moved_about(judge: Judge, task: Task) -> None:
+    """Of extreme ones PyTorch's own error changes with every move, and right kernels were refused now and then."""
+    evidence = judge.open(task).evidence
+    for workload in (*task.workloads, *task.held_out):
+        first = (*evidence.timed.get(workload.name, ()), *evidence.checked[workload.name])[0]
+        assert first.distribution in ("timed", "normal")
+
+
 def test_duel_finds_which_of_two_kernels_is_faster(judge: Judge, task: Task) -> None:
     slow = candidate(f"for (volatile int i = 0; i < 300000; ++i) {{}} {LOOP}")
     found = judge.duel(task, candidate(LOOP), slow, rounds=6, processes=3)
