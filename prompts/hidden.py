@@ -38,9 +38,12 @@ def names_hidden(text: str, task: Task) -> bool:
 
 
 def hidden_sizes(task: Task) -> set[int]:
-    """Values of axes and int scalars that occur in held-out workloads only."""
+    """Values of axes and int scalars that occur in held-out workloads only, and have more than one digit.
+
+    A 3 in a compiler message tells nobody a size, and a message without its digits helps nobody either.
+    """
     shown = {size for workload in task.workloads for size in _sizes(workload)}
-    return {size for workload in task.held_out for size in _sizes(workload)} - shown
+    return {size for workload in task.held_out for size in _sizes(workload) if size > 9} - shown
 
 
 def _sizes(workload: Workload) -> Iterator[int]:

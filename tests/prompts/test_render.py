@@ -21,6 +21,7 @@ from sandbox.contract import (
     Device,
     Incorrect,
     LaunchFailed,
+    ModuleForm,
     Target,
     TimedOut,
     Verdict,
@@ -223,6 +224,19 @@ def test_reference_that_cannot_be_read_is_named(contexts: Contexts, tmp_path: Pa
     context = contexts("translate", "cpu")
     with pytest.raises(BadInput, match=r"reference of task 'rownorm': .*reference\.py"):
         render_code(context.model_copy(update={"task": context.task.model_copy(update={"folder": tmp_path})}))
+
+
+def test_reference_of_a_pytorch_file_is_the_file_and_not_its_wrapper(contexts: Contexts, tmp_path: Path) -> None:
+    (tmp_path / "reference.py").write_text("wrapper = 1\n")
+    (tmp_path / "source.py").write_text("class Model: ...\n")
+    context = contexts("translate", "cpu")
+    task = context.task.model_copy(update={"folder": tmp_path, "module": ModuleForm(arguments=())})
+    system, _ = render_code(context.model_copy(update={"task": task}))
+    assert (
+        "`Model(…)(…)`. Its parameters and buffers are the last of the inputs above.\n\n```python\nclass"
+        in system.content
+    )
+    assert "wrapper" not in system.content
 
 
 def test_fence_is_longer_than_any_in_the_source(contexts: Contexts) -> None:

@@ -71,6 +71,14 @@ def test_sizes_that_only_held_out_workloads_have_are_blanked(contexts: Contexts,
     assert concealed(text, task, source="{\n    out[1237] = 0;\n}") == shown
 
 
+def test_single_digits_stay_except_where_a_held_out_workload_is_named(contexts: Contexts) -> None:
+    task = contexts("edit", "cpu").task
+    tiny = task.held_out[0].model_copy(update={"axes": {"N": 3, "D": 5}})
+    with_tiny = task.model_copy(update={"held_out": (tiny,)})
+    assert concealed("3 errors, 5 arguments", with_tiny) == "3 errors, 5 arguments"
+    assert concealed("3 errors, 5 arguments", with_tiny, thorough=True) == "… errors, … arguments"
+
+
 def test_log_is_shown_from_its_first_error_on(contexts: Contexts, judged: Judged) -> None:
     log = "\n".join(["chatter"] * 500 + ["note: before", "a.cpp:3: error: no"] + ["more"] * 500)
     kept = excerpt(log).splitlines()
