@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import math
 
-from sandbox.contract import Candidate, Interval, Judgement, KernelResources, Passed, SanitizerReport
+from prompts.words import decimals as decimals
+from prompts.words import milliseconds as milliseconds
+from prompts.words import percent as percent
+from prompts.words import quantity as quantity
+from prompts.words import ratio as ratio
+from prompts.words import resource_words as resource_words
+from sandbox.contract import Candidate, Interval, Judgement, Passed, SanitizerReport
 
 NAMED = ("eager", "compile", "library")
 """The baselines every leaderboard shows, in this order."""
@@ -24,11 +30,6 @@ def label(candidate: Candidate) -> str:
     return f"{short(candidate.id)} {candidate.note or candidate.operator}"
 
 
-def ratio(value: float) -> str:
-    """A speedup with two or three digits that mean something: 0.079, 0.79, 7.95, 79.5, 795."""
-    return f"{value:.{decimals(value)}f}"
-
-
 def times(interval: Interval | None) -> str:
     """A speedup with its confidence interval, all three to the same decimals."""
     if interval is None:
@@ -41,19 +42,6 @@ def bounds(interval: Interval) -> tuple[str, str]:
     """The interval's ends, to the decimals of its ratio; the upper one of a single round is infinite."""
     places = decimals(interval.ratio)
     return f"{interval.low:.{places}f}", f"{interval.high:.{places}f}" if math.isfinite(interval.high) else "∞"
-
-
-def decimals(value: float) -> int:
-    return 3 if value < 0.0995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
-
-
-def milliseconds(ms: float) -> str:
-    """Three digits or more at any size."""
-    return f"{ms:.{5 if ms < 0.01 else 4 if ms < 0.1 else 3 if ms < 10 else 1}f}"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def against(judgement: Judgement) -> str:
@@ -100,19 +88,6 @@ def reason(judgement: Judgement) -> str:
 def first_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if "error" in line.lower()] or text.strip().splitlines()
     return lines[0][:100] if lines else ""
-
-
-def quantity(value: float | None) -> str:
-    """Any counter in three digits or more: 0.0123, 1.23, 123, 12,345."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
-
-
-def resource_words(kernel: KernelResources) -> str:
-    """What the compiler says a kernel takes, on one line."""
-    spills = f"{kernel.spill_bytes} B of spills" if kernel.spill_bytes else "no spills"
-    return f"{kernel.kernel}: {kernel.registers} registers, {spills}, {kernel.smem_bytes} B of static shared memory"
 
 
 def sanitizer_words(report: SanitizerReport) -> str:

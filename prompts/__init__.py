@@ -1,1 +1,1 @@
-"""What the model reads. Not covered yet: there are no prompts before there is a proposer that needs them."""
+"""What the model reads: records of what there is to tell, templates in Markdown, and `render` between them."""

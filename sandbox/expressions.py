@@ -22,6 +22,7 @@ _FUNCTIONS = ("min", "max", "cdiv")
 _WORDS = ("and", "or", "not")
 _MAX_DEPTH = 50
 _MAX_MAGNITUDE = 2**62
+_MAX_DIGITS = 18
 
 
 class Expr(BaseModel):
@@ -168,6 +169,8 @@ class _Parser:
         token = self.tokens[self.at] if self.at < len(self.tokens) else ""
         if not re.fullmatch(r"\w+", token) or token in _WORDS:
             self.fail("a number, a name or '('")
+        if token.isdigit() and len(token) > _MAX_DIGITS:
+            self.fail(f"a number of at most {_MAX_DIGITS} digits")
         self.at += 1
         return int(token) if token.isdigit() else token
 

@@ -19,6 +19,7 @@ CUDA_FIGURES = ("sm_count", "smem_optin")
 
 _LINE = re.compile(r"^//\s*(launch\s+\w+|tensormap\s+\w+|workspace|zero|static|tune-if)\s*:\s*(.*?)\s*$")
 _TUNE = re.compile(r"^\s*#\s*define\s+(\w+)\s+(\S+)\s*//\s*tune:\s*(.*?)\s*$")
+_COUNT = re.compile(r"[0-9]{1,18}")
 _CLAUSE = re.compile(r"\s*([A-Za-z_]+)\s*(\()?")
 _GRID_LIMITS = (2**31 - 1, 65535, 65535)
 _BLOCK_LIMITS = (1024, 1024, 64)
@@ -128,7 +129,7 @@ def _tunables(lines: list[tuple[int, str]]) -> Iterator[Tunable]:
             continue
         name, value, choices = match.groups()
         words = choices.split()
-        if not value.isdigit() or not words or not all(word.isdigit() for word in words):
+        if not words or not all(_COUNT.fullmatch(word) for word in (value, *words)):
             raise PlanError(f"tunable {name}: got value {value!r}, choices {choices!r}; wanted integers >= 0", number)
         if value not in words:
             raise PlanError(f"tunable {name}: its value {value} is none of its choices {choices}", number)

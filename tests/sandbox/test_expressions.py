@@ -43,6 +43,7 @@ def test_value(text: str, value: int) -> None:
         ("", "got the end"),
         ("(" * 200 + "1" + ")" * 200, "nested more than"),
         ("and", "got 'and'"),
+        ("9" * 19, "at most 18 digits"),
     ],
 )
 def test_error_names_line_and_reason(text: str, wanted: str) -> None:

@@ -116,6 +116,7 @@ def test_constraints_and_choices_bind_tunables() -> None:
         (7, "// tensormap q_map: q box(1, 2)", 7, "4 dimensions"),
         (7, "// tensormap q_map: q view(B, D) box(1, 2) swizzle(5B)", 7, "wanted 32B, 64B or 128B"),
         (9, "#define TILE 48 // tune: 16 32", 9, "none of its choices"),
+        (9, "#define TILE ² // tune: ²", 9, "wanted integers >= 0"),
         (9, "#define TILE x // tune: 16 32", 9, "wanted integers"),
         (9, "#define D 64 // tune: 64", 9, "already a name of the task"),
         (11, "#define TILE 16 // tune: 16", 11, "already a tunable"),

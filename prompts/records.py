@@ -1,0 +1,69 @@
+"""What a prompt is made of, and the plan that answers the first of two.
+
+Not covered: how a model is asked (the engineer), and the text itself (templates).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sandbox.contract import Candidate, Device, Judgement, Record, Task
+
+Operator = Literal["translate", "rewrite", "edit", "crossover", "repair", "simplify"]
+"""What is asked of the model. `translate` makes a first kernel of the reference; the others start from a parent."""
+
+PARENTS: dict[Operator, int] = {"translate": 0, "rewrite": 1, "edit": 1, "crossover": 2, "repair": 1, "simplify": 1}
+"""How many parents an operator needs at least."""
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Plan(Record):
+    """One bottleneck and one change, settled before any code is written."""
+
+    bottleneck: str = Field(min_length=1, max_length=200)
+    """What limits the parent, and how that shows."""
+    change: str = Field(min_length=1, max_length=600)
+    why: str = Field(min_length=1, max_length=600)
+    expected_speedup: float = Field(ge=0.5, le=100, allow_inf_nan=False)
+    """Over the parent."""
+    memory: Literal["direct", "shared", "async_copy", "tma", "registers"]
+    """How data reaches the arithmetic once the change is made."""
+    tensor_cores: bool
+
+
+class Idea(Record):
+    """A plan that was carried out, and what became of it."""
+
+    plan: Plan
+    candidate: str
+    parent: str | None
+    outcome: str
+    """One line, in words: `1.12x over its parent`, `slower: 0.8x`, `Incorrect: …`."""
+
+
+class Exhibit(Record):
+    """A kernel shown in a prompt, with what became of it."""
+
+    candidate: Candidate
+    judgement: Judgement | None
+
+
+class Context(Record):
+    """Everything a prompt may draw on."""
+
+    task: Task
+    device: Device
+    operator: Operator
+    parents: tuple[Exhibit, ...]
+    inspirations: tuple[Exhibit, ...] = ()
+    ideas: tuple[Idea, ...] = ()
+    """Tried on this lineage, oldest first."""
+    plan: Plan | None = None
+    """What the code prompt asks to carry out."""
+    notes: str = ""
