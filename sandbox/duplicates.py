@@ -20,8 +20,7 @@ _BLANKS = re.compile(r"[ \t]+")
 
 def fingerprint(candidate: Candidate, plan: Plan, tunables: dict[str, int]) -> str:
     """The same for sources that differ in comments and blanks only, given the same plan and values of the tunables."""
-    code = _STRING_OR_COMMENT.sub(lambda found: found[1] or " ", candidate.source)
-    lines = (_BLANKS.sub(" ", line).strip() for line in code.splitlines())
+    lines = (_BLANKS.sub(" ", line).strip() for line in without_comments(candidate.source).splitlines())
     parts = [
         candidate.target,
         _joined(line for line in lines if line),
@@ -29,6 +28,11 @@ def fingerprint(candidate: Candidate, plan: Plan, tunables: dict[str, int]) -> s
         sorted(tunables.items()),
     ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def without_comments(source: str) -> str:
+    """The source with a blank in place of each comment; strings, which may hold assembly, stay."""
+    return _STRING_OR_COMMENT.sub(lambda found: found[1] or " ", source)
 
 
 def _joined(lines: Iterable[str]) -> list[str]:
