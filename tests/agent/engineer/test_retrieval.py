@@ -1,0 +1,67 @@
+"""The most similar task comes first, with its fastest kernels; other targets never."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import tasks
+from agent.engineer.retrieval import PER_TASK, related, similarities
+from sandbox import devices
+
+NAMES = tasks.available()
+HOPPER = devices.cross("sm_90")
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    return {name: tasks.load(name, "cuda") for name in NAMES}
+
+
+@pytest.mark.parametrize(("task", "wanted"), [("attention", "attention_layernorm"), ("vector_add", "layernorm")])
+def test_most_similar_built_in_task(seeds, task, wanted) -> None:
+    others = [each for name, each in seeds.items() if name != task]
+    found = similarities(seeds[task], others, HOPPER)
+    assert others[found.index(max(found))].name == wanted
+
+
+@given(picked=st.permutations(NAMES))
+def test_similarity_is_from_zero_to_one_and_one_for_itself(seeds, picked) -> None:
+    first, *others = (seeds[name] for name in picked)
+    found = similarities(first, [first, *others], HOPPER)
+    assert found[0] == pytest.approx(1.0)
+    assert all(0 <= value <= 1 for value in found)
+
+
+def test_fastest_kernels_of_the_most_similar_task_come_first(kernel, judgement, make_task, gpu) -> None:
+    task = make_task(summary="row softmax", flops="4*N")
+    near, far = make_task("near", summary="softmax of a row", flops="4*N"), make_task("far", flops="4000*N")
+    bodies = ("int a;", "float4 v;", 'asm("cp.async");')
+    one = [(c, judgement(c, score)) for c, score in zip(map(kernel, bodies), (0.1, 0.3, 0.2), strict=True)]
+    other = [(kernel("int other;"), judgement(kernel("int other;"), 2.0))]
+    found = related(task, [(far, other), (near, one)], gpu, n=3)
+    assert [entry.candidate for entry in found] == [one[1][0], one[2][0], other[0][0]]
+    assert [entry.task.name for entry in found] == ["near", "near", "far"]
+    assert found[0].similarity == found[1].similarity > found[2].similarity
+    assert PER_TASK == 2
+    assert related(task, [(far, other), (near, one)], gpu, n=1) == found[:1]
+
+
+def test_own_task_other_targets_and_failures_are_passed_over(kernel, judgement, make_task, gpu) -> None:
+    candidate = kernel()
+    shelves = [
+        (make_task(), [(candidate, judgement(candidate, 1.0))]),
+        (make_task("cpu", target="cpu"), [(candidate, judgement(candidate, 1.0))]),
+        (make_task("failed"), [(candidate, judgement(candidate, None))]),
+        (make_task("elsewhere"), [(candidate, judgement(candidate, 1.0, target="cpu"))]),
+        (make_task("empty"), []),
+    ]
+    assert related(make_task(), shelves, gpu, n=9) == []
+
+
+def test_modules_and_extensions_are_passed_over(kernel, judgement, make_task, gpu) -> None:
+    module = kernel(form="module")
+    assert related(make_task(), [(make_task("other"), [(module, judgement(module, 1.0))])], gpu, n=1) == []
+
+
+def test_nothing_known_means_nothing_related(make_task, gpu) -> None:
+    assert related(make_task(), [], gpu, n=3) == []
