@@ -52,6 +52,11 @@ def milliseconds(ms: float) -> str:
     return f"{ms:.{5 if ms < 0.01 else 4 if ms < 0.1 else 3 if ms < 10 else 1}f}"
 
 
+def usd(amount: float) -> str:
+    """To the cent, smaller amounts to two digits that mean something."""
+    return f"{amount:.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+
+
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 

@@ -1,0 +1,1 @@
+"""The engineer: a proposer that asks language models."""
