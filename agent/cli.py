@@ -11,7 +11,7 @@ from typing import NoReturn, cast
 import typer
 
 from agent.commands import bench as benching
-from agent.commands import candidates, judging, machine, sandbox, search
+from agent.commands import candidates, costs, judging, machine, sandbox, search
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
 
@@ -35,6 +35,7 @@ app.command(epilog=EXIT_CODES)(search.resume)
 app.command()(candidates.leaderboard)
 app.command()(candidates.show)
 app.command()(candidates.diff)
+app.command()(costs.costs)
 app.add_typer(tasks, name="tasks")
 tasks.callback()(machine.list_tasks)
 tasks.command("show")(machine.show_task)

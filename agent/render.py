@@ -27,12 +27,14 @@ from agent.words import (
     sanitizer_words,
     short,
     tunables,
+    usd,
     verdict_words,
 )
 from sandbox.contract import Candidate, Judgement, Passed, Profile, Task, Timing
 
 if TYPE_CHECKING:
     from agent.building import BuildReport
+    from agent.costs import Costs, Share
     from agent.doctor import Finding
     from agent.session import Outcome
     from agent.stopwatch import Times
@@ -148,6 +150,35 @@ def _winner(workload: str, winner: str, board: Sequence[Row]) -> str:
         return f"  {workload}: {short(winner)}"
     against = ", ".join(f"{ratio(found.speedup[name])}× {name}" for name in NAMED if name in found.speedup)
     return f"  {workload}: {short(winner)} {milliseconds(found.latency_ms)} ms, {against}"
+
+
+def costs(found: Costs) -> RenderableType:
+    """What a run's models took: by model and operator, and by the candidates that came of it."""
+    parts: list[RenderableType] = [
+        Text(f"run {found.run}: {found.total.exchanges} exchanges, {usd(found.total.usd)} USD\n", style="bold"),
+        _shares(("model", "operator"), found.by_operator),
+        Text(),
+        _shares(
+            ("candidate",), [share.model_copy(update={"of": (short(share.of[0]),)}) for share in found.by_candidate]
+        ),
+    ]
+    if found.total.unpriced:
+        parts.append(Text(f"\nof unknown price, counted as 0 USD: {found.total.unpriced}", style="yellow"))
+    return Group(*parts)
+
+
+def _shares(names: tuple[str, ...], shares: Sequence[Share]) -> Table:
+    table = _table()
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in ("exchanges", "failed", "input", "cached", "output", "reasoning", "seconds", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for share in shares:
+        counts = (share.input_tokens, share.cached_tokens, share.output_tokens, share.reasoning_tokens)
+        tokens = (f"{count:,}" for count in counts)
+        numbers = (str(share.exchanges), str(share.failed), *tokens, f"{share.seconds:.0f}", usd(share.usd))
+        table.add_row(*share.of, *numbers)
+    return table
 
 
 def difference(tunables: dict[str, list[int | None]], lines: Sequence[str]) -> RenderableType:

@@ -44,6 +44,11 @@ def bounds(interval: Interval) -> tuple[str, str]:
     return f"{interval.low:.{places}f}", f"{interval.high:.{places}f}" if math.isfinite(interval.high) else "∞"
 
 
+def usd(amount: float) -> str:
+    """To the cent, smaller amounts to two digits that mean something."""
+    return f"{amount:.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+
+
 def against(judgement: Judgement) -> str:
     """A passed candidate's speedups over the baselines that were timed; single library calls left out."""
     verdict = judgement.verdict

@@ -1,7 +1,18 @@
-"""Remembers every candidate, judgement and run. Knows nothing of proposers, models or the command line."""
+"""Remembers every candidate, judgement, run and exchange. Knows nothing of proposers, models or the command line."""
 
 from archive.leaderboard import Row, WorkloadRow, rows
-from archive.records import ImportReport, Run, RunStatus, Tally, new_run_id
+from archive.records import Exchange, ImportReport, Run, RunStatus, Tally, new_run_id
 from archive.store import Archive
 
-__all__ = ["Archive", "ImportReport", "Row", "Run", "RunStatus", "Tally", "WorkloadRow", "new_run_id", "rows"]
+__all__ = [
+    "Archive",
+    "Exchange",
+    "ImportReport",
+    "Row",
+    "Run",
+    "RunStatus",
+    "Tally",
+    "WorkloadRow",
+    "new_run_id",
+    "rows",
+]

@@ -1,10 +1,11 @@
 """The lines by which archives meet: JSON lines from a header to a trailer with counts and a checksum.
 
-    {"schema":"0001","warpsmith_archive":1}
+    {"schema":"0002","warpsmith_archive":2}
     {"created_at":…,"id":…,"kind":"candidate","record":{…}}        in order of time, then id
     {"id":…,"kind":"judgement","record":{…}}
     {"kind":"run","record":{…},"updated_at":…}
     {"at":…,"judgement":…,"kind":"evaluation","run":…}
+    {"id":…,"kind":"exchange","record":{…}}
     {"counts":{…},"kind":"end","sha256":…}                         over every byte before this line
 
 Not covered: files (export, intake) and how lines enter an archive (merge).
@@ -18,13 +19,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from archive.models import SCHEMA
-from archive.records import Run, canonical, content_id, normal_time
+from archive.records import Exchange, Run, Time, canonical, content_id, normal_time
 from sandbox.contract import Candidate, Judgement, Record
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a program that knows only the older format could not read what this one writes."""
-
-Time = Annotated[str, AfterValidator(normal_time)]
 
 
 class Header(Record):
@@ -101,13 +100,28 @@ class EvaluationLine(Record):
         return self.kind, self.run, self.judgement
 
 
+class ExchangeLine(Record):
+    kind: Literal["exchange"] = "exchange"
+    id: str
+    record: Exchange
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.kind, self.id
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        _match(self.id, self.record.id)
+        return self
+
+
 class EndLine(Record):
     kind: Literal["end"] = "end"
     counts: dict[str, int]
     sha256: str
 
 
-Line = CandidateLine | JudgementLine | RunLine | EvaluationLine
+Line = CandidateLine | JudgementLine | RunLine | EvaluationLine | ExchangeLine
 ANY_LINE: TypeAdapter[Line | EndLine] = TypeAdapter(Annotated[Line | EndLine, Field(discriminator="kind")])
 
 

@@ -15,9 +15,19 @@ from typing import IO, cast
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from archive.exchange import CandidateLine, EndLine, EvaluationLine, Header, JudgementLine, Line, RunLine, written
-from archive.models import CandidateRow, EvaluationRow, JudgementRow, RunRow
-from archive.rows import to_candidate, to_judgement_record, to_run
+from archive.exchange import (
+    CandidateLine,
+    EndLine,
+    EvaluationLine,
+    ExchangeLine,
+    Header,
+    JudgementLine,
+    Line,
+    RunLine,
+    written,
+)
+from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, RunRow
+from archive.rows import to_candidate, to_exchange, to_judgement_record, to_run
 from sandbox.contract import Record
 from sandbox.errors import BadInput
 
@@ -63,6 +73,12 @@ def _lines(session: Session) -> Iterator[Line]:
     order = (EvaluationRow.run_id, EvaluationRow.at, EvaluationRow.judgement_id)
     for place in session.scalars(select(EvaluationRow).order_by(*order)):
         yield EvaluationLine(run=place.run_id, judgement=place.judgement_id, at=place.at)
+    ids = session.scalars(select(ExchangeRow.id).order_by(ExchangeRow.run_id, ExchangeRow.at, ExchangeRow.id)).all()
+    for exchange_id in ids:
+        # One at a time: a run's replies may be many times what memory should hold.
+        exchange = session.get_one(ExchangeRow, exchange_id)
+        yield ExchangeLine(id=exchange.id, record=to_exchange(exchange))
+        session.expunge(exchange)
 
 
 @contextmanager

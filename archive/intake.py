@@ -62,7 +62,7 @@ def _check_header(place: str, text: bytes) -> None:
     version = header.get("warpsmith_archive")
     if not isinstance(version, int):
         raise BadInput(
-            f"{place} is {text[:60]!r}; wanted the header of an exported archive, {{'warpsmith_archive': 1}}"
+            f"{place} is {text[:60]!r}; wanted the header of an exported archive, {{'warpsmith_archive': {FORMAT}}}"
         )
     if version > FORMAT:
         raise BadInput(f"{place} says format {version}; this Warpsmith reads up to {FORMAT}: upgrade it to import this")

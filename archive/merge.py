@@ -1,24 +1,26 @@
 """Merges exported lines into an archive so that the order of merging never matters.
 
 Candidates, judgements and places in a run are a union. Where two archives know one thing differently, the earlier
-origin of a candidate wins, the later state of a run, the earlier place in a run; ties go by content.
+origin of a candidate wins, the later state of a run, the earlier place in a run; ties go by content. Exchanges are a
+union too; one that has a candidate wins over one that has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from archive.exchange import CandidateLine, EvaluationLine, JudgementLine, RunLine
+from archive.exchange import CandidateLine, EvaluationLine, ExchangeLine, JudgementLine, RunLine
 from archive.intake import Placed
-from archive.models import CandidateRow, EvaluationRow, JudgementRow, ParentRow, RunRow, TimingRow
+from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
 from archive.records import ImportReport, Tally, canonical
 from archive.rows import (
     Values,
     candidate_values,
+    exchange_values,
     insert_rows,
     judgement_values,
     parent_values,
@@ -30,7 +32,7 @@ from archive.rows import (
 from sandbox.contract import Candidate
 from sandbox.errors import BadInput
 
-LineT = TypeVar("LineT", CandidateLine, JudgementLine, RunLine, EvaluationLine)
+LineT = TypeVar("LineT", CandidateLine, JudgementLine, RunLine, EvaluationLine, ExchangeLine)
 Lines = Sequence[tuple[str, LineT]]
 """Lines of one kind, each after its place."""
 
@@ -42,6 +44,7 @@ def merge(session: Session, lines: list[Placed]) -> ImportReport:
         judgements=_merge_judgements(session, _of(lines, JudgementLine)),
         runs=_merge_runs(session, _of(lines, RunLine)),
         evaluations=_merge_evaluations(session, _of(lines, EvaluationLine)),
+        exchanges=_merge_exchanges(session, _of(lines, ExchangeLine)),
     )
 
 
@@ -49,7 +52,7 @@ def _of(lines: list[Placed], kind: type[LineT]) -> Lines[LineT]:
     return [(place, line) for place, line in lines if isinstance(line, kind)]
 
 
-def _require(place: str, what: str, wanted: Collection[str], known: Collection[str]) -> None:
+def _require(place: str, what: str, wanted: Iterable[str], known: Collection[str]) -> None:
     for missing in (each for each in wanted if each not in known):
         raise BadInput(f"{place}: {what} {missing} is neither in the file nor in the archive")
 
@@ -128,3 +131,20 @@ def _merge_evaluations(session: Session, lines: Lines[EvaluationLine]) -> Tally:
 
 def _evaluation(line: EvaluationLine, candidate_id: str) -> Values:
     return {"run_id": line.run, "judgement_id": line.judgement, "candidate_id": candidate_id, "at": line.at}
+
+
+def _merge_exchanges(session: Session, lines: Lines[ExchangeLine]) -> Tally:
+    runs = set(session.scalars(select(RunRow.id)))
+    candidates = set(session.scalars(select(CandidateRow.id)))
+    found = session.execute(select(ExchangeRow.id, ExchangeRow.candidate_id))
+    known = {row.id: row.candidate_id for row in found}
+    for place, line in lines:
+        _require(place, "run", (line.record.run,), runs)
+        _require(place, "candidate", filter(None, (line.record.candidate,)), candidates)
+    new = [(place, line) for place, line in lines if line.id not in known]
+    insert_rows(session, ExchangeRow, [exchange_values(line.record) for _, line in new])
+    for _, line in lines:
+        there, given = known.get(line.id), line.record.candidate
+        if line.id in known and given is not None and (there is None or given < there):
+            session.execute(update(ExchangeRow).where(ExchangeRow.id == line.id).values(candidate_id=given))
+    return _tally(lines, new)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every schema revision this program can open or migrate from, oldest first."""
 SCHEMA = REVISIONS[-1]
 """The revision this program writes; the same as the head of archive/migrations."""
@@ -134,3 +134,28 @@ class EvaluationRow(Base):
     judgement_id: Mapped[str] = mapped_column(String(64), ForeignKey("judgements.id"), primary_key=True)
     candidate_id: Mapped[str] = mapped_column(String(64), ForeignKey("candidates.id"))
     at: Mapped[str]
+
+
+class ExchangeRow(Base):
+    """One request to a language model and what came back, under the hash of both; `candidate_id` is what came of it."""
+
+    __tablename__ = "exchanges"
+    __table_args__ = (Index("exchanges_in_order", "run_id", "at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    run_id: Mapped[str] = mapped_column(Text, ForeignKey("runs.id"))
+    request_hash: Mapped[str] = mapped_column(String(64))
+    at: Mapped[str]
+    model: Mapped[str]
+    operator: Mapped[str]
+    candidate_id: Mapped[str | None] = mapped_column(String(64), ForeignKey("candidates.id"))
+    request: Mapped[str]
+    """Canonical JSON, as are `reply` and `failure`."""
+    reply: Mapped[str | None]
+    failure: Mapped[str | None]
+    input_tokens: Mapped[int | None]
+    cached_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    reasoning_tokens: Mapped[int | None]
+    usd: Mapped[float | None]
+    seconds: Mapped[float]

@@ -10,9 +10,10 @@ import json
 import math
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sandbox.contract import Judgement, Record, Target
 
@@ -30,6 +31,9 @@ def normal_time(text: str) -> str:
     moment = datetime.fromisoformat(text)
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return aware.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+Time = Annotated[str, AfterValidator(normal_time)]
 
 
 def time_after(previous: str | None) -> str:
@@ -90,6 +94,50 @@ class Run(Record):
     note: str = ""
 
 
+class Exchange(Record):
+    """One request to a language model, and what came back."""
+
+    run: str
+    at: Time = Field(default_factory=utc_now)
+    """When it came back."""
+    model: str
+    operator: str
+    """What it was for."""
+    candidate: str | None = None
+    """What came of it, once that is known."""
+    request: str
+    """JSON, as are reply and failure, of which there is exactly one."""
+    reply: str | None = None
+    failure: str | None = None
+    input_tokens: int | None = Field(default=None, ge=0, lt=2**63)
+    cached_tokens: int | None = Field(default=None, ge=0, lt=2**63)
+    output_tokens: int | None = Field(default=None, ge=0, lt=2**63)
+    reasoning_tokens: int | None = Field(default=None, ge=0, lt=2**63)
+    usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """None where the price is not known."""
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+    @property
+    def request_hash(self) -> str:
+        return content_id(self.request)
+
+    @property
+    def id(self) -> str:
+        """Of a fixed part, so that it stays when a later program adds fields."""
+        return content_id(canonical([self.run, self.at, self.model, self.request, self.reply, self.failure]))
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> Self:
+        if (self.reply is None) == (self.failure is None):
+            raise ValueError("an exchange has either a reply or a failure")
+        return self
+
+
+def exact(usd: float) -> Decimal:
+    """An amount as it is written; sums of these have no rounding in them."""
+    return Decimal(str(usd))
+
+
 class Tally(Record):
     """How many records an import brought, and how many of those given were there before."""
 
@@ -104,3 +152,4 @@ class ImportReport(Record):
     judgements: Tally
     runs: Tally
     evaluations: Tally
+    exchanges: Tally = Tally()

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from archive.models import Base, CandidateRow, JudgementRow, RunRow
-from archive.records import Run, content_id, judgement_text, normal_time
+from archive.models import Base, CandidateRow, ExchangeRow, JudgementRow, RunRow
+from archive.records import Exchange, Run, content_id, judgement_text, normal_time
 from sandbox.contract import Candidate, Judgement, Measurement, Passed, Timing
 
 Values = dict[str, Any]
@@ -109,3 +109,20 @@ def run_values(run: Run, updated_at: str) -> Values:
 def to_run(row: RunRow) -> Run:
     """The run of a row."""
     return Run.model_validate({name: getattr(row, name) for name in Run.model_fields})
+
+
+def exchange_values(exchange: Exchange) -> Values:
+    """The row of an exchange."""
+    return {
+        "id": exchange.id,
+        "run_id": exchange.run,
+        "request_hash": exchange.request_hash,
+        "candidate_id": exchange.candidate,
+        **exchange.model_dump(exclude={"run", "candidate"}),
+    }
+
+
+def to_exchange(row: ExchangeRow) -> Exchange:
+    """The exchange of a row."""
+    same = {name: getattr(row, name) for name in Exchange.model_fields if name not in ("run", "candidate")}
+    return Exchange(run=row.run_id, candidate=row.candidate_id, **same)

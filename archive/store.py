@@ -1,4 +1,4 @@
-"""The archive: every candidate, judgement and run, kept for good.
+"""The archive: every candidate, judgement, run and exchange with a model, kept for good.
 
 Adding anything twice is harmless, and nothing here deletes. One call is one transaction: after any kill the
 archive holds all of it or nothing of it. Not covered: what is best (leaderboard), files for other archives (exchange).
@@ -19,16 +19,18 @@ from archive.intake import read
 from archive.lineage import Edges, ancestors
 from archive.lookup import find, require
 from archive.merge import merge
-from archive.models import CandidateRow, EvaluationRow, JudgementRow, ParentRow, RunRow, TimingRow
-from archive.records import ImportReport, Run, RunStatus, time_after, utc_now
+from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
+from archive.records import Exchange, ImportReport, Run, RunStatus, exact, time_after, utc_now
 from archive.rows import (
     candidate_values,
+    exchange_values,
     insert_rows,
     judgement_values,
     parent_values,
     run_values,
     timing_values,
     to_candidate,
+    to_exchange,
     to_judgement,
     to_run,
 )
@@ -202,6 +204,36 @@ class Archive:
             query = joined.where(EvaluationRow.run_id == row.id)
             return _pairs(session, query.order_by(EvaluationRow.at, EvaluationRow.judgement_id))
 
+    # ------------------------------------------------------------ models
+
+    def record_exchange(self, exchange: Exchange) -> str:
+        """Remember an exchange with a model, charge it to its run, and return its id; twice is harmless.
+
+        BadInput where the run or the candidate is not in the archive.
+        """
+        values = exchange_values(exchange)
+        with self.database.writing() as session:
+            require(session, RunRow, (exchange.run,))
+            require(session, CandidateRow, [exchange.candidate] if exchange.candidate else [])
+            if session.get(ExchangeRow, values["id"]) is None:
+                insert_rows(session, ExchangeRow, [values])
+                _charge(session, exchange)
+        return exchange.id
+
+    def attribute_exchange(self, exchange_id: str, candidate_id: str) -> None:
+        """Say which candidate came of an exchange. What was said first stays."""
+        with self.database.writing() as session:
+            require(session, CandidateRow, (candidate_id,))
+            row = session.get_one(ExchangeRow, exchange_id)
+            row.candidate_id = row.candidate_id or candidate_id
+
+    def exchanges(self, run_id: str) -> list[Exchange]:
+        """A run's exchanges with models, in order of time."""
+        with self.database.reading() as session:
+            run = find(session, RunRow, run_id)
+            query = select(ExchangeRow).where(ExchangeRow.run_id == run.id)
+            return [to_exchange(row) for row in session.scalars(query.order_by(ExchangeRow.at, ExchangeRow.id))]
+
     # ------------------------------------------------------------ exchange
 
     def export(self, path: str | Path) -> int:
@@ -248,3 +280,11 @@ def _place(session: Session, run_id: str, judgement_id: str, candidate_id: str) 
         last = session.scalar(select(func.max(EvaluationRow.at)).where(EvaluationRow.run_id == run_id))
         place = {"run_id": run_id, "judgement_id": judgement_id, "candidate_id": candidate_id, "at": time_after(last)}
         insert_rows(session, EvaluationRow, [place])
+
+
+def _charge(session: Session, exchange: Exchange) -> None:
+    """Add what an exchange cost to its run; only one writer is at it at a time."""
+    if exchange.usd:
+        run = session.get_one(RunRow, exchange.run)
+        run.usd_spent = float(exact(run.usd_spent) + exact(exchange.usd))
+        run.updated_at = time_after(run.updated_at)

@@ -15,7 +15,7 @@ from agent import tasks
 from archive import Archive, Run
 from sandbox.contract import BuildFailed, Candidate, Interval, Judgement, Measurement, Passed, Timing, Verdict
 
-HEAVY = ("torch", "optuna", "langgraph", "sqlalchemy")
+HEAVY = ("torch", "optuna", "langgraph", "sqlalchemy", "openai")
 
 
 def warpsmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -208,6 +208,7 @@ def test_doctor_knows_the_key_but_does_not_tell_it() -> None:
         (["run", "--task", "vector_add", "--target", "cpu", "--out", "/proc/nowhere"], "output folder /proc/nowhere"),
         (["run", "--task", "vector_add", "--config", "no.toml"], "no.toml does not exist"),
         (["resume", "nothing"], "has no run 'nothing'"),
+        (["costs", "nothing"], "has no run 'nothing'"),
         (["show", "feed"], "has no candidate 'feed'"),
         (["build", "--task", "vector_add", "--arch", "sm_1"], "unknown architecture 'sm_1'"),
         (["archive", "import", "missing.jsonl"], "missing.jsonl"),

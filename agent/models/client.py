@@ -1,0 +1,278 @@
+"""Asks an OpenAI-compatible endpoint. The only file that knows openai, and the only layer that tries again.
+
+Tried again: 429, 5xx, connections that fail or break, time-outs. Everything else would fail the same way twice.
+What an endpoint bills for an attempt that broke off is not known here. Not covered: what answers look like (wire).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+from pydantic import SecretStr
+
+from agent.engineer.records import Message
+from agent.models import wire
+from agent.models.endpoint import Endpoint, Failed, FailureKind, Reply, Usage
+from sandbox.errors import BadInput
+
+ATTEMPTS = 4
+FIRST_PAUSE_S = 1.0
+"""Doubled after each attempt."""
+LONGEST_PAUSE_S = 60.0
+"""Also where an endpoint asks for more with Retry-After."""
+CONNECT_S = 10.0
+WIRE_LIMIT = 64_000_000
+"""Most bytes of a body: events and escapes make a text many times as long."""
+REASON_LENGTH = 300
+NO_KEY = "no-key"
+KEY_LIKE = re.compile(r"\b(sk-|Bearer\s+)[\w*.\-]{6,}")
+SHORTEST_SECRET = 8
+"""A shorter key is a placeholder of local servers, and a word that any text may hold."""
+
+
+UNKNOWN = Usage()
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Why an attempt came to nothing, and whether another makes sense."""
+
+    kind: FailureKind
+    reason: str
+    again: bool = False
+    pause_s: float | None = None
+    usage: Usage = UNKNOWN
+
+
+class _Late(Exception):
+    """The answer was still coming when its time was over."""
+
+
+class Client:
+    """A model behind an endpoint. Safe to share between threads; BadInput where there is no key for it."""
+
+    def __init__(self, endpoint: Endpoint, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.name = endpoint.name
+        self.endpoint = endpoint
+        _check_address(endpoint)
+        self._key = _key(endpoint)
+        self._sleep = sleep
+        self._openai = openai.OpenAI(
+            api_key=self._key.get_secret_value(),
+            base_url=endpoint.address,
+            max_retries=0,
+            timeout=openai.Timeout(endpoint.timeout_s, connect=min(CONNECT_S, endpoint.timeout_s)),
+        )
+
+    def __repr__(self) -> str:
+        return f"Client({self.name!r}, {self.endpoint.model!r} at {self.endpoint.address})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._openai.close()
+
+    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
+        """The model's answer, after up to ATTEMPTS attempts."""
+        started, attempt = time.monotonic(), 1
+        found = self._attempt(messages)
+        while isinstance(found, _Fault) and found.again and attempt < ATTEMPTS:
+            self._sleep(_pause(attempt, found.pause_s))
+            found = self._attempt(messages)
+            attempt += 1
+        seconds = time.monotonic() - started
+        if isinstance(found, _Fault):
+            reason = self._scrubbed(found.reason)
+            return Failed(kind=found.kind, reason=reason, seconds=seconds, attempts=attempt, usage=found.usage)
+        kept = found.model_dump(include={"text", "finish"})
+        return Reply(**kept, usage=found.usage, seconds=seconds, model=found.model or self.endpoint.model)
+
+    def _attempt(self, messages: Sequence[Message]) -> wire.Answer | _Fault:
+        try:
+            return _usable(self._ask(messages))
+        except openai.APIStatusError as exc:
+            return _of_status(exc)
+        except (openai.APITimeoutError, httpx2.TimeoutException, _Late):
+            return _Fault("timed out", f"no whole answer within {self.endpoint.timeout_s:g} s", again=True)
+        except (openai.APIConnectionError, httpx2.TransportError, wire.Broken) as exc:
+            return _Fault("connection", f"{self.endpoint.address}: {exc.__cause__ or exc}", again=True)
+        except wire.Reported as exc:
+            return _of_report(exc)
+        except (wire.Garbled, httpx2.RequestError, openai.OpenAIError) as exc:
+            return _Fault("garbled", str(exc))
+
+    def _ask(self, messages: Sequence[Message]) -> wire.Answer:
+        """One request. The body is read by the piece, so that neither its length nor its slowness is without bounds."""
+        late = time.monotonic() + self.endpoint.timeout_s
+        turns = [message.model_dump() for message in messages]
+        if self.endpoint.api == "chat":
+            asked = self._openai.chat.completions.with_streaming_response.create(**self._chat(turns))
+        else:
+            asked = self._openai.responses.with_streaming_response.create(**self._response(turns))
+        with asked as response:
+            content_type = response.headers.get("content-type", "")
+            answer = wire.read(self.endpoint.api, content_type, _bounded(response.iter_bytes(), late))
+        words = {name: self._without_key(getattr(answer, name)) for name in ("text", "refusal", "finish", "model")}
+        return answer.model_copy(update=words)
+
+    def _chat(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+        end, streams = self.endpoint, {"stream": True, "stream_options": {"include_usage": True}}
+        # OpenAI's reasoning models refuse the old name; most other servers know no new one.
+        limit = "max_completion_tokens" if _is_openai(end.address) else "max_tokens"
+        given = {"temperature": end.temperature, "reasoning_effort": end.effort}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {
+            "model": end.model,
+            "messages": turns,
+            limit: end.max_tokens,
+            **chosen,
+            **(streams if end.stream else {}),
+        }
+
+    def _response(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+        end = self.endpoint
+        given = {"temperature": end.temperature, "reasoning": {"effort": end.effort} if end.effort else None}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        streams = {"stream": True} if end.stream else {}
+        return {
+            "model": end.model,
+            "input": turns,
+            "max_output_tokens": end.max_tokens,
+            "store": False,
+            **chosen,
+            **streams,
+        }
+
+    def _scrubbed(self, text: str) -> str:
+        """One short line without keys."""
+        line = " ".join(KEY_LIKE.sub("***", self._without_key(text)).split())
+        return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]}…"
+
+    def _without_key(self, text: str) -> str:
+        key = self._key.get_secret_value()
+        return text.replace(key, "***") if len(key) >= SHORTEST_SECRET else text
+
+
+# ---------------------------------------------------------------- endpoints and keys
+
+
+def _check_address(endpoint: Endpoint) -> None:
+    """BadInput where the address is none, or would carry a secret into the archive."""
+    try:
+        parts = urlsplit(endpoint.address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise BadInput(f"endpoint {endpoint.name}: the base URL cannot be read; wanted http://HOST/… or https://HOST/…")
+    if parts.username or parts.password or parts.query:
+        raise BadInput(
+            f"endpoint {endpoint.name}: the base URL carries a user, a password or a query; "
+            "wanted the key in an environment variable"
+        )
+
+
+def _key(endpoint: Endpoint) -> SecretStr:
+    """The endpoint's key; a stand-in where it wants none. BadInput naming the variable that is not set."""
+    key = os.environ.get(endpoint.key_env, "").strip() if endpoint.key_env else NO_KEY
+    if not key and not endpoint.local:
+        raise BadInput(
+            f"endpoint {endpoint.name} needs a key: set the environment variable {endpoint.key_env}, "
+            "or name another with key_env"
+        )
+    if not all("!" <= character <= "~" for character in key):
+        raise BadInput(f"endpoint {endpoint.name}: {endpoint.key_env} holds blanks or signs that no key has")
+    return SecretStr(key or NO_KEY)
+
+
+def _is_openai(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    return host.endswith((".openai.com", ".openai.azure.com"))
+
+
+# ---------------------------------------------------------------- attempts
+
+
+def _bounded(chunks: Iterable[bytes], late: float) -> Iterator[bytes]:
+    """The pieces of a body while there is time, up to WIRE_LIMIT."""
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        if length > WIRE_LIMIT:
+            raise wire.Garbled(f"the answer is longer than {WIRE_LIMIT} bytes")
+        if time.monotonic() > late:
+            raise _Late
+        yield chunk
+
+
+def _usable(answer: wire.Answer) -> wire.Answer | _Fault:
+    if answer.refusal:
+        return _Fault("refused", answer.refusal, usage=answer.usage)
+    if answer.finish == "content_filter":
+        return _Fault("refused", "the endpoint's content filter stopped the reply", usage=answer.usage)
+    if answer.text.strip():
+        return answer
+    why = "all tokens went before the first word" if answer.finish == "length" else f"finish {answer.finish!r}"
+    return _Fault("empty", f"the reply is empty: {why}", usage=answer.usage)
+
+
+def _of_status(exc: openai.APIStatusError) -> _Fault:
+    status, reason = exc.status_code, f"status {exc.status_code}: {_said(exc)}"
+    if status == 429:
+        # An account without money stays without money.
+        return _Fault("rate limited", reason, exc.code != "insufficient_quota", _asked_pause(exc.response.headers))
+    if status == 408:
+        return _Fault("timed out", reason, again=True)
+    if status >= 500:
+        return _Fault("server error", reason, again=True, pause_s=_asked_pause(exc.response.headers))
+    return _Fault("unauthorised" if status in (401, 403) else "bad request", reason)
+
+
+def _said(exc: openai.APIStatusError) -> str:
+    """The endpoint's own words about a status."""
+    if isinstance(exc.body, dict):
+        return str(exc.body.get("message") or exc.body)
+    return str(exc.body or exc.response.reason_phrase)
+
+
+def _of_report(exc: wire.Reported) -> _Fault:
+    """An error inside a body; its code is a status, or a word."""
+    code = str(exc.code or "")
+    if code == "429" or "rate_limit" in code:
+        return _Fault("rate limited", str(exc), again=True)
+    if code in ("401", "403"):
+        return _Fault("unauthorised", str(exc))
+    if (code.isdecimal() and code.startswith("4")) or "invalid" in code:
+        return _Fault("bad request", str(exc))
+    return _Fault("server error", str(exc), again=True)
+
+
+def _asked_pause(headers: httpx2.Headers) -> float | None:
+    """Seconds that Retry-After asks for, given as seconds or as a date."""
+    text = headers.get("retry-after", "")
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+
+
+def _pause(attempt: int, asked: float | None) -> float:
+    """Seconds before the next attempt: what was asked for, else twice as long each time, not all clients at once."""
+    if asked is not None and asked >= 0:
+        return min(asked, LONGEST_PAUSE_S)
+    return FIRST_PAUSE_S * float(2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
