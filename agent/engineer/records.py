@@ -19,10 +19,10 @@ class Message(Record):
 class Plan(Record):
     """One bottleneck, one change."""
 
-    bottleneck: Annotated[str, Field(max_length=200)]
-    change: Annotated[str, Field(max_length=600)]
-    why: Annotated[str, Field(max_length=600)]
-    expected_speedup: Annotated[float, Field(ge=0.5, le=100)]
+    bottleneck: Annotated[str, Field(min_length=1, max_length=200)]
+    change: Annotated[str, Field(min_length=1, max_length=600)]
+    why: Annotated[str, Field(min_length=1, max_length=600)]
+    expected_speedup: Annotated[float, Field(ge=0.5, le=100, allow_inf_nan=False)]
     memory: Literal["direct", "shared", "async_copy", "tma", "registers"]
     tensor_cores: bool
 
