@@ -117,7 +117,7 @@ def test_same_words_for_another_memory_and_tensor_cores_are_another_plan() -> No
     assert not same(plan(change=short, tensor_cores=True), plan(change=short))
 
 
-CHANGES = st.text(alphabet="abc 12,.", max_size=40)
+CHANGES = st.text(alphabet="abc 12,.", min_size=1, max_size=40)
 
 
 @given(CHANGES, CHANGES)
