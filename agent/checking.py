@@ -68,14 +68,16 @@ class Checked(Record):
 
 def check(name_or_path: str, target: Target) -> Checked:
     """What the task is. BadInput says exactly why there is none."""
-    if not name_or_path.endswith(".py"):
-        task = tasks.load(name_or_path, target)
-        return _checked(task, seeds=len(tasks.seeds(task)))
-    found = importing.read(Path(name_or_path).expanduser(), target)
-    return _checked(found.task, why_fixed=found.why_fixed)
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".py":
+        found = importing.read(path, target)
+        return checked(found.task, why_fixed=found.why_fixed)
+    task = tasks.load(name_or_path, target)
+    return checked(task, seeds=0 if path.suffix in tasks.FILES else len(tasks.seeds(task)))
 
 
-def _checked(task: Task, seeds: int = 0, why_fixed: str = "") -> Checked:
+def checked(task: Task, seeds: int = 0, why_fixed: str = "") -> Checked:
+    """The same of a task that is at hand."""
     return Checked(
         prototype=f'extern "C" {"__global__ " if task.target == "cuda" else ""}{prototype(task, task.name)}',
         parameters=_parameters(task),

@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = ""
-    """Name of a built-in task, or path of a task folder or a PyTorch file."""
+    """Name of a built-in task, or path of a task folder or of a file that one is made of."""
     target: Literal["auto", "cuda", "cpu"] = "auto"
     sandbox: Literal["auto", "docker", "local"] = "auto"
     """Where candidates run: auto takes Docker where an engine answers, and says so where none does."""

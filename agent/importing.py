@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from sandbox.contract import SCALAR_T, Dtype, Fill, ModuleForm, Record, Target, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, TaskError, WorkerLost
+from sandbox.signature import C_TYPES
 
 DESCRIBE_TIMEOUT_S = 600
 _AXES = ("B", "batch", "batch_size", "rows")
@@ -35,7 +36,7 @@ throw true try typedef typename union unsigned using virtual void volatile while
 abs acos acosh asin asinh atan atanh cbrt ceil cos cosh erf erfc exp exp2 expm1 fabs floor fma fmax fmin fmod log
 log10 log1p log2 max min pow round rsqrt sin sinh sqrt tan tanh trunc
 """
-_RESERVED = frozenset(_WORDS.split())
+RESERVED = frozenset(_WORDS.split())
 """What C++, or a header that every kernel includes, already means by a name."""
 _REFERENCE = """\
 from pathlib import Path
@@ -71,8 +72,13 @@ def load_reference(path: Path, target: Target) -> Task:
     return read(path, target, kernels=False).task
 
 
+def load(path: Path, target: Target) -> Task:
+    """The task of a PyTorch file for kernels of the contract."""
+    return read(path, target).task
+
+
 def read(path: Path, target: Target, kernels: bool = True) -> Imported:
-    """The same for kernels of the contract: buffers are inputs, too, and the batch is an axis where it can be one."""
+    """The task of a PyTorch file; for `kernels` of the contract buffers are inputs, and the batch may be an axis."""
     text = read_text(path)
     found = _described(path, target, kernels)
     weights = [spec["name"] for spec in found["weights"]]
@@ -81,7 +87,8 @@ def read(path: Path, target: Target, kernels: bool = True) -> Imported:
     )
     dtype = _working_dtype(found)
     inputs, batch = [*found["inputs"], *found["weights"]], found["batch"]
-    names = _unique([spec["name"] for spec in inputs])
+    results = _numbered("out", len(found["outputs"]))
+    names = unique([spec["name"] for spec in inputs], taken=results)
     axis = next(name for name in (*_AXES, *(f"B{i}" for i in range(len(names)))) if name not in names) if batch else ""
     reference = _REFERENCE.format(
         siblings=str(path.resolve().parent),
@@ -96,15 +103,17 @@ def read(path: Path, target: Target, kernels: bool = True) -> Imported:
         summary=found["summary"] or f"Model of {path.name}",
         target=target,
         axes=(axis,) if batch else (),
-        outputs=tuple(_tensors(found["outputs"], dtype, _numbered("out", len(found["outputs"])), axis)),
+        outputs=tuple(_tensors(found["outputs"], dtype, results, axis)),
         inputs=tuple(_tensors(inputs, dtype, names, axis)),
         workloads=(Workload(axes={axis: batch["size"]} if batch else {}, dtype=dtype),),
         held_out=tuple(Workload(axes={axis: size}, dtype=dtype) for size in batch["others"]) if batch else (),
         bytes_moved=_bytes(found, axis),
         flops="0",
-        folder=_folder(text, reference),
+        folder=kept({"source.py": text, "reference.py": reference}),
         module=form,
     )
+    if kernels:
+        require_spellable(path, task)
     return Imported(task=task, why_fixed=found["why_fixed"])
 
 
@@ -152,16 +161,27 @@ def _fault(path: Path, errors: str) -> str:
     return f"{where}: {lines[-1].removeprefix('sandbox.errors.TaskError: ')}"
 
 
-def _folder(text: str, reference: str) -> Path:
-    """A folder with a copy of the file and the reference.py that uses it, kept by content."""
-    key = hashlib.sha256(json.dumps([text, reference]).encode()).hexdigest()[:16]
+def kept(texts: dict[str, str]) -> Path:
+    """A folder with these files, kept by content."""
+    key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
     folder = user_cache_path("warpsmith", appauthor=False) / "references" / key
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("source.py", text), ("reference.py", reference)):
+    for name, content in texts.items():
         draft = folder / f".{name}.{os.getpid()}"
         draft.write_text(content, encoding="utf-8")
         draft.replace(folder / name)
     return folder
+
+
+def require_spellable(path: Path, task: Task) -> None:
+    """TaskError where a kernel's parameters cannot be declared in the dtypes of the task."""
+    for tensor in task.tensors:
+        if tensor.dtype not in (SCALAR_T, *C_TYPES):
+            raise TaskError(
+                f"{path}: {tensor.name} is {tensor.dtype} beside {task.workloads[0].dtype}; wanted one half type"
+            )
+    if task.target == "cpu" and task.workloads[0].dtype != "float32":
+        raise TaskError(f"{path}: it computes in {task.workloads[0].dtype}; kernels for target 'cpu' are float32")
 
 
 def _bytes(found: dict[str, Any], axis: str) -> str:
@@ -193,18 +213,18 @@ def _tensors(specs: list[dict[str, Any]], working: Dtype, names: list[str], axis
 def _identifier(name: str) -> str:
     """`1_Square_matmul_` is `Square_matmul`: what a kernel can be called."""
     found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789") or "model"
-    return f"{found}_task" if found in _RESERVED else found
+    return f"{found}_task" if found in RESERVED else found
 
 
 def _numbered(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}{i}" for i in range(count)]
 
 
-def _unique(names: list[str]) -> list[str]:
-    """As C identifiers that differ from each other and from the outputs."""
-    taken: list[str] = []
+def unique(names: list[str], taken: Sequence[str] = ()) -> list[str]:
+    """As C identifiers that differ from each other, from those `taken` and from what C++ means by a name."""
+    found: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-        clash = plain in taken or plain in _RESERVED or re.fullmatch(r"out\d*", plain)
-        taken.append(f"{plain}_{len(taken)}" if clash else plain)
-    return taken
+        clash = plain in found or plain in taken or plain in RESERVED
+        found.append(f"{plain}_{len(found)}" if clash else plain)
+    return found

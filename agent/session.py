@@ -84,9 +84,7 @@ def toolchain(launcher: Launcher | None = None) -> Toolchain:
 def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
     if not config.task:
-        raise BadInput(
-            "no task: give --task NAME, or a path to a task folder or PyTorch file; `warpsmith tasks` lists them"
-        )
+        raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
     proposers.choose(config.proposer)
     device = devices.detect(config.target)
     config = _absolute(config)

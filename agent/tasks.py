@@ -1,7 +1,7 @@
 """Task folders: `seeds/<name>/` with task.toml, reference.py and numbered seed kernels for each target.
 
-Tasks are content, loaded by path: a user adds one by adding a folder, or names a PyTorch file that one is made of
-(importing). Not covered: running reference.py, which is the trusted reference process's business, and judging whether
+Tasks are content, loaded by path: a user adds one by adding a folder, or names a file that one is made of (importing,
+flashinfer). Not covered: running reference.py, which is the trusted reference process's business, and judging whether
 a workload is admissible, which is the judge's.
 """
 
@@ -11,17 +11,19 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from agent import definition, importing
+from agent import definition, flashinfer, importing
 from sandbox import plan
 from sandbox.contract import Candidate, Target, Task
 from sandbox.errors import BadInput, PlanError, TaskError
 
 _SUFFIX: dict[Target, str] = {"cuda": ".cu", "cpu": ".cpp"}
+FILES: dict[str, Callable[[Path, Target], Task]] = {".py": importing.load, ".json": flashinfer.load}
+"""What else than a folder a task is made of, by suffix; such a task has no seed kernels."""
 _SEED_NAME = re.compile(r"(\d+)_\w+")
 
 
@@ -51,12 +53,13 @@ def overview(roots: Sequence[Path] | None = None) -> list[Overview]:
 
 
 def load(name_or_path: str, target: Target, roots: Sequence[Path] | None = None) -> Task:
-    """The task of that name under `roots`, in the folder of that path, or made of the PyTorch file of that path.
+    """The task of that name under `roots`, in the folder of that path, or made of the file of that path.
 
     BadInput says what is wrong: no such task, a missing file, the key of task.toml at fault, or the line of the file.
     """
-    if name_or_path.endswith(".py"):
-        return importing.read(Path(name_or_path).expanduser(), target).task
+    path = Path(name_or_path).expanduser()
+    if path.suffix in FILES:
+        return FILES[path.suffix](path, target)
     folder = _find(name_or_path, roots or (bundled(),))
     for name in ("task.toml", "reference.py"):
         if not (folder / name).is_file():
@@ -100,9 +103,9 @@ def seeds(task: Task, own: Sequence[Path] = ()) -> list[Candidate]:
     """
     suffix = _SUFFIX[task.target]
     paths = sorted((task.folder / task.target).glob(f"*{suffix}"), key=_seed_number)
-    if not paths and not own and task.module:
+    if not paths and not own and not (task.folder / "task.toml").exists():
         raise TaskError(
-            f"task {task.name!r} is made of a PyTorch file and has no seed kernels: give some with --seed-kernel FILE, "
+            f"task {task.name!r} is made of a file and has no seed kernels: give some with --seed-kernel FILE, "
             "or a proposer that writes them"
         )
     if not paths and not own:
@@ -169,5 +172,5 @@ def _find(name_or_path: str, roots: Sequence[Path]) -> Path:
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise TaskError(
         f"unknown task {name_or_path!r}: {hint}tasks are {', '.join(names) or 'none'}, "
-        "or a path to a folder or a PyTorch file"
+        "or a path to a folder, a PyTorch file or a definition"
     )

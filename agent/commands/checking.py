@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_task(
-    task: Annotated[str, typer.Argument(help="Name of a task, or path of its folder or PyTorch file.")],
+    task: Annotated[str, typer.Argument(help="Name of a task, or path of its folder or file.")],
     target: Annotated[
         Literal["auto", "cuda", "cpu"], typer.Option(help="auto takes a GPU where one answers, else the CPU.")
     ] = "auto",

@@ -52,15 +52,20 @@ def find(
         size = len(given[inputs[0]])
         found: dict[int, tuple[Shape, ...]] = {}
         for other in sizes(size):
-            shapes = _tried(module, inputs, size, other, outputs, answers)
-            if isinstance(shapes, str):
-                why = shapes
-            else:
+            reached = _tried(module, inputs, other, answers)
+            shapes = reached if isinstance(reached, str) else _followed(outputs, reached, size, other)
+            if not isinstance(shapes, str):
                 found[other] = shapes
-        # At size 1 a model that broadcasts may give an answer that it did not mean.
-        if larger := max((other for other in found if other > 1), default=0):
-            taken = tuple(other for other, shapes in found.items() if shapes == found[larger])
-            return Batch(size, inputs, found[larger], taken)
+                continue
+            why = f"with {other} rows in place of {size}: {shapes}"
+            # What a model refuses is left out. At size 1 one that broadcasts or squeezes may answer otherwise, too.
+            if not isinstance(reached, str) and other > 1:
+                found.clear()
+                break
+        larger = {shapes for other, shapes in found.items() if other > 1}
+        if len(larger) == 1:
+            (common,) = larger
+            return Batch(size, inputs, common, tuple(other for other, shapes in found.items() if shapes == common))
     return why
 
 
@@ -80,26 +85,30 @@ def _groups(given: Sequence[Any]) -> Iterator[tuple[int, ...]]:
         yield from dict.fromkeys((shared, (first,)))
 
 
-def _tried(
-    module: ModuleType, inputs: tuple[int, ...], size: int, other: int, outputs: Sequence[Tensor], answers: Answers
-) -> tuple[Shape, ...] | str:
-    """The outputs' shapes over AXIS, going by what they are at another size; or what went wrong there."""
+def _tried(module: ModuleType, inputs: tuple[int, ...], size: int, answers: Answers) -> Sequence[Tensor] | str:
+    """The outputs at another size, or in words how the model refused it."""
     try:
         with torch.no_grad():
-            reached = answers(drawn(module, inputs, other))
+            return answers(drawn(module, inputs, size))
     # A model may refuse a size in any way it likes; that is an answer, not a fault.
     except Exception as exc:  # noqa: BLE001
-        return f"with {other} rows in place of {size}: {type(exc).__name__}: {exc}".splitlines()[0][:200]
-    if len(reached) != len(outputs):
-        return f"with {other} rows in place of {size} there are {len(reached)} outputs, not {len(outputs)}"
-    shapes = [_followed(old.shape, new.shape, size, other) for old, new in zip(outputs, reached, strict=True)]
-    for shape, old, new in zip(shapes, outputs, reached, strict=True):
+        return f"{type(exc).__name__}: {exc}".splitlines()[0][:200]
+
+
+def _followed(before: Sequence[Tensor], reached: Sequence[Tensor], size: int, other: int) -> tuple[Shape, ...] | str:
+    """The outputs' shapes over AXIS, which are those of `before` at `size`; or in words what does not follow."""
+    if len(before) != len(reached):
+        return f"{len(reached)} outputs, not {len(before)}"
+    shapes = []
+    for old, new in zip(before, reached, strict=True):
+        shape = _over_axis(old.shape, new.shape, size, other)
         if shape is None:
-            return f"with {other} rows in place of {size} an output is {list(new.shape)}, not {list(old.shape)}"
-    return tuple(shape for shape in shapes if shape is not None)
+            return f"an output is {list(new.shape)} where it was {list(old.shape)}"
+        shapes.append(shape)
+    return tuple(shapes)
 
 
-def _followed(old: Sequence[int], new: Sequence[int], size: int, other: int) -> Shape | None:
+def _over_axis(old: Sequence[int], new: Sequence[int], size: int, other: int) -> Shape | None:
     """A shape over AXIS that is `old` at `size` and `new` at `other`; None where no multiple of it is."""
     if len(old) != len(new):
         return None

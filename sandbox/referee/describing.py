@@ -59,7 +59,7 @@ def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
         results = [{**spec, "shape": list(shape)} for spec, shape in zip(results, known.outputs, strict=True)]
         scaled += sum(value.nbytes for value, spec in zip(outputs, results, strict=True) if _follows(spec["shape"]))
     return {
-        "summary": (inspect.getdoc(module.Model) or "").split("\n")[0] if "__doc__" in vars(module.Model) else "",
+        "summary": inspect.cleandoc(module.Model.__doc__ or "").split("\n")[0],
         "init": init,
         "mode": mode,
         "arguments": _arguments(given),
