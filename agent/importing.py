@@ -188,7 +188,8 @@ def _bytes(found: dict[str, Any], axis: str) -> str:
     """The fewest bytes that must move; what does not grow with the batch is counted once."""
     if not axis:
         return str(found["bytes"])
-    return f"{found['bytes']} + {found['batch_bytes']}*{axis}//{found['batch']['size']}"
+    growing = f"{found['batch_bytes']}*{axis}//{found['batch']['size']}"
+    return f"{found['bytes']} + {growing}" if found["bytes"] else growing
 
 
 def _working_dtype(found: dict[str, Any]) -> Dtype:
