@@ -11,7 +11,7 @@ from typing import NoReturn, cast
 import typer
 
 from agent.commands import bench as benching
-from agent.commands import candidates, costs, judging, machine, sandbox, search
+from agent.commands import candidates, checking, costs, judging, machine, sandbox, search
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tasks = typer.Typer(help="List the tasks, or show one.", invoke_without_command=True)
+tasks = typer.Typer(help="List the tasks, show one, or check what a file comes to.", invoke_without_command=True)
 archive = typer.Typer(help="Move an archive between machines.")
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 containers = typer.Typer(help="Where candidates run: make its image, look at it, clean up.", no_args_is_help=True)
@@ -39,6 +39,7 @@ app.command()(costs.costs)
 app.add_typer(tasks, name="tasks")
 tasks.callback()(machine.list_tasks)
 tasks.command("show")(machine.show_task)
+tasks.command("check", epilog=EXIT_CODES)(checking.check_task)
 app.command(epilog=EXIT_CODES)(judging.judge)
 app.command(epilog=EXIT_CODES)(machine.build)
 app.command(epilog=EXIT_CODES)(machine.doctor)

@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = ""
-    """Name of a built-in task, or path of a task folder."""
+    """Name of a built-in task, or path of a task folder or of a file that one is made of."""
     target: Literal["auto", "cuda", "cpu"] = "auto"
     sandbox: Literal["auto", "docker", "local"] = "auto"
     """Where candidates run: auto takes Docker where an engine answers, and says so where none does."""
@@ -68,6 +68,8 @@ class RunConfig(BaseModel):
     """Path or SQLAlchemy URL."""
     out: Path = Path("warpsmith-out")
     """Where the composed extension goes."""
+    seed_kernels: tuple[Path, ...] = ()
+    """The user's own kernels, to start from before those of the task."""
     seed: int = 0
     """Of the proposer's random choices. The judge's inputs are unpredictable on purpose."""
     budget: Budget = Budget()

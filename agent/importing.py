@@ -1,7 +1,8 @@
 """A task made of a PyTorch file in the form that KernelBench uses: `Model`, `get_inputs()` and `get_init_inputs()`.
 
-The file is run in processes of its own: once to see what it computes, later by the referee as the reference. One
-problem size, as the file has it, and nothing held out. Not covered: seed kernels, of which such a task has none.
+The file is run in processes of its own: once to see what it computes, later by the referee as the reference. What is
+searched on is the problem size of the file; batch sizes that the model also takes are held out. Not covered: seed
+kernels, of which such a task has none, and sizes other than the batch.
 """
 
 from __future__ import annotations
@@ -13,55 +14,107 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
-from sandbox.contract import SCALAR_T, Dtype, ModuleForm, Target, Task, TensorSpec, Workload
+from sandbox.contract import SCALAR_T, Dtype, Fill, ModuleForm, Record, Target, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, TaskError, WorkerLost
+from sandbox.signature import C_TYPES
 
 DESCRIBE_TIMEOUT_S = 600
+_AXES = ("B", "batch", "batch_size", "rows")
+"""What the batch axis may be called; the first that no tensor is called."""
 _FLOATING: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+_WORDS = """
+alignas alignof and asm auto bool break case catch char class const constexpr continue default delete do double else
+enum explicit export extern false float for friend goto if inline int long main mutable namespace new not operator or
+private protected public register restrict return scalar_t short signed sizeof static struct switch template this
+throw true try typedef typename union unsigned using virtual void volatile while workspace xor
+abs acos acosh asin asinh atan atanh cbrt ceil cos cosh erf erfc exp exp2 expm1 fabs floor fma fmax fmin fmod log
+log10 log1p log2 max min pow round rsqrt sin sinh sqrt tan tanh trunc
+"""
+RESERVED = frozenset(_WORDS.split())
+"""What C++, or a header that every kernel includes, already means by a name."""
 _REFERENCE = """\
+from pathlib import Path
+
 from sandbox.referee.pytorch_file import PytorchFile
 
 _file = PytorchFile(
-    {path!r},
+    str(Path(__file__).with_name("source.py")),
     siblings={siblings!r},
     form={form!r},
     rigid={rigid!r},
+    axis={axis!r},
+    batched={batched!r},
 )
 reference, oracle, compiled, draw = _file.reference, _file.oracle, _file.compiled, _file.draw
 rigid = _file.rigid
 """
 
 
+class Imported(Record):
+    """A task, and what else its file told."""
+
+    task: Task
+    why_fixed: str = ""
+    """Why the batch size is no axis, where it is none."""
+
+
 def load_reference(path: Path, target: Target) -> Task:
-    """The task that a PyTorch file describes. BadInput or TaskError where none can be made of it."""
+    """The task that a PyTorch file describes for a `ModelNew`: its own problem size, and buffers stay in the module.
+
+    BadInput where none can be made of it.
+    """
+    return read(path, target, kernels=False).task
+
+
+def load(path: Path, target: Target) -> Task:
+    """The task of a PyTorch file for kernels of the contract."""
+    return read(path, target).task
+
+
+def read(path: Path, target: Target, kernels: bool = True) -> Imported:
+    """The task of a PyTorch file; for `kernels` of the contract buffers are inputs, and the batch may be an axis."""
     text = read_text(path)
-    found = _described(path, target)
+    found = _described(path, target, kernels)
     weights = [spec["name"] for spec in found["weights"]]
     form = ModuleForm(
         init=tuple(found["init"]), mode=found["mode"], arguments=tuple(found["arguments"]), weights=tuple(weights)
     )
     dtype = _working_dtype(found)
-    inputs = [*found["inputs"], *found["weights"]]
-    return Task(
+    inputs, batch = [*found["inputs"], *found["weights"]], found["batch"]
+    results = _numbered("out", len(found["outputs"]))
+    names = unique([spec["name"] for spec in inputs], taken=results)
+    axis = next(name for name in (*_AXES, *(f"B{i}" for i in range(len(names)))) if name not in names) if batch else ""
+    reference = _REFERENCE.format(
+        siblings=str(path.resolve().parent),
+        form=form.model_dump_json(),
+        rigid=tuple(found["rigid"]),
+        axis=axis,
+        batched=tuple(batch["arguments"]) if batch else (),
+    )
+    task = Task(
         name=_identifier(path.stem),
-        version=hashlib.sha256(text.encode()).hexdigest()[:12],
+        version=hashlib.sha256((text + (json.dumps(batch) if batch else "")).encode()).hexdigest()[:12],
         summary=found["summary"] or f"Model of {path.name}",
         target=target,
-        axes=(),
-        outputs=tuple(_tensors(found["outputs"], dtype, _numbered("out", len(found["outputs"])))),
-        inputs=tuple(_tensors(inputs, dtype, _unique([spec["name"] for spec in inputs]))),
-        workloads=(Workload(axes={}, dtype=dtype),),
-        bytes_moved=str(found["bytes"]),
+        axes=(axis,) if batch else (),
+        outputs=tuple(_tensors(found["outputs"], dtype, results, axis)),
+        inputs=tuple(_tensors(inputs, dtype, names, axis)),
+        workloads=(Workload(axes={axis: batch["size"]} if batch else {}, dtype=dtype),),
+        held_out=tuple(Workload(axes={axis: size}, dtype=dtype) for size in batch["others"]) if batch else (),
+        bytes_moved=_bytes(found, axis),
         flops="0",
-        folder=_folder(path, text, form, found["rigid"]),
+        folder=kept({"source.py": text, "reference.py": reference}),
         module=form,
     )
+    if kernels:
+        require_spellable(path, task)
+    return Imported(task=task, why_fixed=found["why_fixed"])
 
 
 def read_text(path: Path) -> str:
@@ -79,12 +132,13 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _described(path: Path, target: Target) -> dict[str, Any]:
+def _described(path: Path, target: Target, kernels: bool) -> dict[str, Any]:
     """What sandbox.referee.describing says of the file."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with tempfile.TemporaryDirectory(prefix="warpsmith-describing-") as scratch:
         out = Path(scratch) / "description.json"
-        command = [sys.executable, "-m", "sandbox.referee.describing", str(path.resolve()), target, str(out)]
+        purpose = "kernels" if kernels else "modules"
+        command = [sys.executable, "-m", "sandbox.referee.describing", str(path.resolve()), target, str(out), purpose]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, env=env, cwd=scratch, timeout=DESCRIBE_TIMEOUT_S, check=False
@@ -94,29 +148,48 @@ def _described(path: Path, target: Target) -> dict[str, Any]:
         if done.returncode < 0:
             raise WorkerLost(f"the process that runs {path} was killed by signal {-done.returncode}")
         if done.returncode or not out.exists():
-            raise TaskError(f"{path}: {_last_line(done.stderr)}")
+            raise TaskError(_fault(path, done.stderr))
         found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
-def _last_line(errors: str) -> str:
+def _fault(path: Path, errors: str) -> str:
+    """The last line of a traceback, with the line of the file that it goes back to."""
     lines = errors.strip().splitlines() or ["it ended without a word"]
-    return lines[-1].removeprefix("sandbox.errors.TaskError: ")
+    at = re.findall(rf'File "{re.escape(str(path.resolve()))}", line (\d+)', errors)
+    where = f"{path}: line {at[-1]}" if at else str(path)
+    return f"{where}: {lines[-1].removeprefix('sandbox.errors.TaskError: ')}"
 
 
-def _folder(path: Path, text: str, form: ModuleForm, rigid: list[int]) -> Path:
-    """A folder with a copy of the file and the reference.py that uses it, kept by content."""
-    siblings = str(path.resolve().parent)
-    key = hashlib.sha256(json.dumps([text, siblings, form.model_dump(), rigid]).encode()).hexdigest()[:16]
+def kept(texts: dict[str, str]) -> Path:
+    """A folder with these files, kept by content."""
+    key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
     folder = user_cache_path("warpsmith", appauthor=False) / "references" / key
     folder.mkdir(parents=True, exist_ok=True)
-    copied = folder / "source.py"
-    reference = _REFERENCE.format(path=str(copied), siblings=siblings, form=form.model_dump_json(), rigid=tuple(rigid))
-    for place, content in ((copied, text), (folder / "reference.py", reference)):
-        draft = place.with_name(f".{place.name}.{os.getpid()}")
+    for name, content in texts.items():
+        draft = folder / f".{name}.{os.getpid()}"
         draft.write_text(content, encoding="utf-8")
-        draft.replace(place)
+        draft.replace(folder / name)
     return folder
+
+
+def require_spellable(path: Path, task: Task) -> None:
+    """TaskError where a kernel's parameters cannot be declared in the dtypes of the task."""
+    for tensor in task.tensors:
+        if tensor.dtype not in (SCALAR_T, *C_TYPES):
+            raise TaskError(
+                f"{path}: {tensor.name} is {tensor.dtype} beside {task.workloads[0].dtype}; wanted one half type"
+            )
+    if task.target == "cpu" and task.workloads[0].dtype != "float32":
+        raise TaskError(f"{path}: it computes in {task.workloads[0].dtype}; kernels for target 'cpu' are float32")
+
+
+def _bytes(found: dict[str, Any], axis: str) -> str:
+    """The fewest bytes that must move; what does not grow with the batch is counted once."""
+    if not axis:
+        return str(found["bytes"])
+    growing = f"{found['batch_bytes']}*{axis}//{found['batch']['size']}"
+    return f"{found['bytes']} + {growing}" if found["bytes"] else growing
 
 
 def _working_dtype(found: dict[str, Any]) -> Dtype:
@@ -128,27 +201,31 @@ def _working_dtype(found: dict[str, Any]) -> Dtype:
     return "float32"
 
 
-def _tensors(specs: list[dict[str, Any]], working: Dtype, names: list[str]) -> Iterator[TensorSpec]:
+def _tensors(specs: list[dict[str, Any]], working: Dtype, names: list[str], axis: str) -> Iterator[TensorSpec]:
     for spec, name in zip(specs, names, strict=True):
-        dtype = SCALAR_T if spec["dtype"] == working else spec["dtype"]
-        yield TensorSpec(name=name, shape=tuple(map(str, spec["shape"])), dtype=dtype)
+        yield TensorSpec(
+            name=name,
+            shape=tuple(size.replace("B", axis) for size in spec["shape"]),
+            dtype=SCALAR_T if spec["dtype"] == working else spec["dtype"],
+            fill=Fill(kind="integers", low=str(spec["low"]), high=str(spec["high"])) if "low" in spec else Fill(),
+        )
 
 
 def _identifier(name: str) -> str:
     """`1_Square_matmul_` is `Square_matmul`: what a kernel can be called."""
-    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789")
-    return found or "model"
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789") or "model"
+    return f"{found}_task" if found in RESERVED else found
 
 
 def _numbered(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}{i}" for i in range(count)]
 
 
-def _unique(names: list[str]) -> list[str]:
-    """As C identifiers that differ from each other and from the outputs."""
-    taken: list[str] = []
+def unique(names: list[str], taken: Sequence[str] = ()) -> list[str]:
+    """As C identifiers that differ from each other, from those `taken` and from what C++ means by a name."""
+    found: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-        clash = plain in taken or plain in ("workspace", "scalar_t") or re.fullmatch(r"out\d*", plain)
-        taken.append(f"{plain}_{len(taken)}" if clash else plain)
-    return taken
+        clash = plain in found or plain in taken or plain in RESERVED
+        found.append(f"{plain}_{len(found)}" if clash else plain)
+    return found

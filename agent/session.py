@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -84,12 +84,12 @@ def toolchain(launcher: Launcher | None = None) -> Toolchain:
 def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
     if not config.task:
-        raise BadInput("no task: give --task NAME, or a path to a task folder; `warpsmith tasks` lists them")
+        raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
     proposers.choose(config.proposer)
     device = devices.detect(config.target)
     config = _absolute(config)
     task = tasks.load(config.task, device.target)
-    suitable(task, device)
+    suitable(task, device, config.seed_kernels)
     _require_writable(config.out)
     with _sandbox(config, device) as sandbox, Archive.open(config.archive) as archive:
         run = Run(
@@ -141,7 +141,7 @@ def _search(
     launcher, why_sandbox = sandbox
     proposer, why = proposers.choose(config.proposer)
     device = devices.detect(task.target)
-    seeds, unsuitable = suitable(task, device)
+    seeds, unsuitable = suitable(task, device, config.seed_kernels)
     announce(
         Announcement(
             run=run.id,
@@ -178,9 +178,12 @@ def _search(
     return outcome(archive, run.id, status, proposer, seen)
 
 
-def suitable(task: Task, device: Device) -> tuple[list[Candidate], dict[str, str]]:
-    """The seeds to start from, and why the others do not suit the device. BadInput where none is left."""
-    seeds = tasks.seeds(task)
+def suitable(task: Task, device: Device, own: Sequence[Path] = ()) -> tuple[list[Candidate], dict[str, str]]:
+    """The seeds to start from, the user's `own` first, and why the others do not suit the device.
+
+    BadInput where none is left.
+    """
+    seeds = tasks.seeds(task, own)
     unsuitable = fitness.passed_over(task, seeds, device)
     if len(unsuitable) == len(seeds):
         reasons = "; ".join(f"{note}: {why}" for note, why in unsuitable.items())
@@ -229,8 +232,9 @@ def _absolute(config: RunConfig) -> RunConfig:
     changes: dict[str, object] = {"out": config.out.absolute()}
     if "://" not in config.archive:
         changes["archive"] = str(Path(config.archive).expanduser().absolute())
-    if Path(config.task).is_dir() and config.task not in tasks.available():
+    if Path(config.task).exists() and config.task not in tasks.available():
         changes["task"] = str(Path(config.task).resolve())
+    changes["seed_kernels"] = tuple(path.absolute() for path in config.seed_kernels)
     return config.model_copy(update=changes)
 
 

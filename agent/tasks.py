@@ -1,7 +1,8 @@
 """Task folders: `seeds/<name>/` with task.toml, reference.py and numbered seed kernels for each target.
 
-Tasks are content, loaded by path: a user adds one by adding a folder. Not covered: running reference.py, which is
-the trusted reference process's business, and judging whether a workload is admissible, which is the judge's.
+Tasks are content, loaded by path: a user adds one by adding a folder, or names a file that one is made of (importing,
+flashinfer). Not covered: running reference.py, which is the trusted reference process's business, and judging whether
+a workload is admissible, which is the judge's.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from agent import definition
+from agent import definition, flashinfer, importing
 from sandbox import plan
 from sandbox.contract import Candidate, Target, Task
-from sandbox.errors import PlanError, TaskError
+from sandbox.errors import BadInput, PlanError, TaskError
 
 _SUFFIX: dict[Target, str] = {"cuda": ".cu", "cpu": ".cpp"}
+FILES: dict[str, Callable[[Path, Target], Task]] = {".py": importing.load, ".json": flashinfer.load}
+"""What else than a folder a task is made of, by suffix; such a task has no seed kernels."""
 _SEED_NAME = re.compile(r"(\d+)_\w+")
 
 
@@ -49,10 +53,13 @@ def overview(roots: Sequence[Path] | None = None) -> list[Overview]:
 
 
 def load(name_or_path: str, target: Target, roots: Sequence[Path] | None = None) -> Task:
-    """The task of that name under `roots`, or in the folder of that path.
+    """The task of that name under `roots`, in the folder of that path, or made of the file of that path.
 
-    TaskError says what is wrong: no such task, a missing file, or the key of task.toml at fault.
+    BadInput says what is wrong: no such task, a missing file, the key of task.toml at fault, or the line of the file.
     """
+    path = Path(name_or_path).expanduser()
+    if path.suffix in FILES:
+        return FILES[path.suffix](path, target)
     folder = _find(name_or_path, roots or (bundled(),))
     for name in ("task.toml", "reference.py"):
         if not (folder / name).is_file():
@@ -89,17 +96,35 @@ def _version(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def seeds(task: Task) -> list[Candidate]:
-    """The task's seed kernels for its target, in the order of their numbers, tunables at their defaults."""
+def seeds(task: Task, own: Sequence[Path] = ()) -> list[Candidate]:
+    """Kernels to start from: the user's `own`, then those of the task's folder in the order of their numbers.
+
+    Tunables are at their defaults.
+    """
     suffix = _SUFFIX[task.target]
     paths = sorted((task.folder / task.target).glob(f"*{suffix}"), key=_seed_number)
-    if not paths:
+    if not paths and not own and not (task.folder / "task.toml").exists():
+        raise TaskError(
+            f"task {task.name!r} is made of a file and has no seed kernels: give some with --seed-kernel FILE, "
+            "or a proposer that writes them"
+        )
+    if not paths and not own:
         raise TaskError(f"task {task.name!r} has no seed kernels: wanted files like {task.target}/1_naive{suffix}")
-    return [_seed(task, path) for path in paths]
+    _check_own(own, suffix, Counter(path.name for path in (*own, *paths)))
+    return [_seed(task, path, importing.read_text(path)) for path in (*own, *paths)]
 
 
-def _seed(task: Task, path: Path) -> Candidate:
-    source = path.read_text(encoding="utf-8")
+def _check_own(own: Sequence[Path], suffix: str, names: Counter[str]) -> None:
+    for path in own:
+        if path.suffix != suffix:
+            raise BadInput(f"seed kernel {path}: wanted a {suffix} file for this target")
+        if names[path.name] > 1:
+            raise BadInput(
+                f"seed kernel {path}: {names[path.name]} seeds are called {path.name}; wanted a name of its own"
+            )
+
+
+def _seed(task: Task, path: Path, source: str) -> Candidate:
     try:
         tunables = plan.settle(plan.parse(source, task), {})
     except PlanError as exc:
@@ -146,5 +171,6 @@ def _find(name_or_path: str, roots: Sequence[Path]) -> Path:
     nearest = difflib.get_close_matches(name_or_path, names, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise TaskError(
-        f"unknown task {name_or_path!r}: {hint}tasks are {', '.join(names) or 'none'}, or a path to a folder"
+        f"unknown task {name_or_path!r}: {hint}tasks are {', '.join(names) or 'none'}, "
+        "or a path to a folder, a PyTorch file or a definition"
     )

@@ -26,7 +26,7 @@ def list_tasks(context: typer.Context, as_json: Json = False) -> None:
 
 
 def show_task(
-    task: Annotated[str, typer.Argument(help="Name of a task, or path of its folder.")],
+    task: Annotated[str, typer.Argument(help="Name of a task, or path of its folder or file.")],
     target: Annotated[Target, typer.Option()] = "cuda",
     as_json: Json = False,
 ) -> None:

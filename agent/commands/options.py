@@ -34,8 +34,8 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 ArchivePath = Annotated[str | None, typer.Option("--archive", help="Path or SQLAlchemy URL of the archive.")]
 Toml = Annotated[Path | None, typer.Option("--config", help="TOML file; warpsmith.toml by default.")]
-TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Name of a task, or path of its folder.")]
-NO_TASK = "no task: give --task NAME, or a path to a task folder; `warpsmith tasks` lists them"
+TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Name of a task, or path of its folder or file.")]
+NO_TASK = "no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them"
 
 
 def location(archive: str | None) -> str:

@@ -44,6 +44,9 @@ def run(
     budget_seconds: Annotated[float | None, typer.Option(help="Most seconds to search.")] = None,
     budget_usd: Annotated[float | None, typer.Option(help="Most dollars to pay to model endpoints.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the proposer's random choices.")] = None,
+    seed_kernel: Annotated[
+        list[Path] | None, typer.Option(help="A kernel of your own to start from; may be given several times.")
+    ] = None,
     config: Toml = None,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +65,7 @@ def run(
         "budget_seconds": budget_seconds,
         "budget_usd": budget_usd,
         "seed": seed,
+        "seed_kernels": seed_kernel or None,
     }
     wanted = configuration.load(flags, config)
     with display(err) as shown:

@@ -97,7 +97,7 @@ class Referee:
         own = getattr(self.module, "draw", None)
         if own is None:
             return draw(self.task, workload, distribution, seed, self.device)
-        return [value.contiguous() for value in own(seed, distribution, self.device)]
+        return [value.contiguous() for value in own(seed, distribution, self.device, workload.axes)]
 
     def _shaken(self, values: list[Tensor], units: float) -> list[Tensor]:
         """The same inputs, floating-point ones in float64 and each off by up to so many units in float32's last place.

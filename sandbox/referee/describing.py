@@ -1,7 +1,8 @@
-"""What a user's PyTorch file computes: `python -m sandbox.referee.describing FILE DEVICE OUT` writes it as JSON to OUT.
+"""What a user's PyTorch file computes: `python -m sandbox.referee.describing FILE DEVICE OUT PURPOSE` writes it to OUT.
 
-Runs the file, which is the user's own. A last line on stderr that starts with the name of TaskError says what is wrong
-with it. Not covered: the task that is made of this (agent/importing.py).
+JSON. PURPOSE is `kernels`, which know nothing but their arguments, or `modules`, which take the model's place. Runs the
+file, which is the user's own. A last line on stderr that starts with the name of TaskError says what is wrong with it.
+Not covered: the task that is made of this (agent/importing.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,66 @@ from torch import Tensor
 
 from sandbox.contract import ITEMSIZE
 from sandbox.errors import TaskError
-from sandbox.referee import pytorch_file
+from sandbox.referee import batching, pytorch_file
+from sandbox.referee.batching import AXIS, Batch
 from sandbox.referee.pytorch_file import construct, encoded, moved, outputs_of, seeded
 
 _STATE_SEED = 1
 
 
-def describe(path: Path, device: str) -> dict[str, Any]:
-    """Inputs, weights, outputs and how they reach the model; TaskError where no task can be made of it."""
+def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
+    """Inputs, weights, outputs and how they reach the model; TaskError where no task can be made of it.
+
+    Shapes are strings. For `kernels` they are over batching.AXIS where the model has a batch axis, and tables count as
+    weights: buffers that stay as the constructor makes them.
+    """
     module = pytorch_file.load(path, path.parent)
     init = [encoded(value) for value in module.get_init_inputs()]
-    given = _inputs(module)
+    given, others = _draws(module)
     tensors = [value.to(device) for value in given if isinstance(value, Tensor)]
     mode, outputs, changed = _tried(module, given, device)
-    weights = [(name, value) for name, value in _weights(moved(construct(module), device), changed)]
+    model = moved(construct(module), device).train(mode == "train")
+    _require_same_shapes(model, _on(others, device), outputs)
+    weights = _weights(model, changed)
+    tables = _tables(model, {*changed, *dict(weights)}) if kernels else []
     if not tensors and not weights:
         raise TaskError("get_inputs() gives no tensor and Model has no parameters; wanted something to compute with")
+    batch: Batch | str = "not looked for"
+    if kernels:
+        fixed = [i for i, value in enumerate(given) if isinstance(value, Tensor) and _is_ordered(value)]
+        batch = batching.find(module, given, outputs, fixed, lambda values: _answer(model, _on(values, device)))
+    known = batch if isinstance(batch, Batch) else None
+    inputs = [
+        _spec(name, value, batched=known is not None and at in known.inputs)
+        for name, (at, value) in zip(_names(module, given), _tensors(given), strict=True)
+    ]
+    read = _bytes_read(module, given, mode, device)
+    scaled = sum(read[at] for at in known.inputs) if known else 0
+    results = [_spec("", value) for value in outputs]
+    if known:
+        results = [{**spec, "shape": list(shape)} for spec, shape in zip(results, known.outputs, strict=True)]
+        scaled += sum(value.nbytes for value, spec in zip(outputs, results, strict=True) if _follows(spec["shape"]))
     return {
-        "summary": (inspect.getdoc(module.Model) or "").split("\n")[0] if "__doc__" in vars(module.Model) else "",
+        "summary": inspect.cleandoc(module.Model.__doc__ or "").split("\n")[0],
         "init": init,
         "mode": mode,
         "arguments": _arguments(given),
-        "inputs": [_spec(name, value) for name, value in zip(_names(module, given), tensors, strict=True)],
-        "weights": [_spec(name, value) for name, value in weights],
-        "outputs": [_spec("", value) for value in outputs],
-        "rigid": [i for i, value in enumerate(tensors) if _is_rigid(value)],
-        "bytes": sum(value.nbytes for value in outputs) + _bytes_read(module, given, mode, device),
+        "inputs": inputs,
+        "weights": [_spec(name, value) for name, value in (*weights, *tables)],
+        "outputs": results,
+        "rigid": [
+            *(i for i, value in enumerate(tensors) if _is_rigid(value)),
+            *(len(tensors) + len(weights) + i for i in range(len(tables))),
+        ],
+        "bytes": sum(value.nbytes for value in outputs) + sum(read.values()) - scaled,
+        "batch": {"size": known.size, "arguments": known.inputs, "others": known.others} if known else None,
+        "batch_bytes": scaled,
+        "why_fixed": batch if isinstance(batch, str) else "",
     }
 
 
-def _inputs(module: Any) -> list[Any]:
-    """One draw of get_inputs(), once a second one was seen to have the same shapes."""
+def _draws(module: Any) -> list[list[Any]]:
+    """Two draws of get_inputs(), seen to have the same shapes."""
     draws = []
     for seed in (_STATE_SEED, _STATE_SEED + 1):
         with seeded(seed):
@@ -56,7 +86,26 @@ def _inputs(module: Any) -> list[Any]:
     shapes = [[(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in draw] for draw in draws]
     if shapes[0] != shapes[1]:
         raise TaskError("get_inputs() gives other shapes or constants each time; wanted one problem size")
-    return draws[0]
+    return draws
+
+
+def _require_same_shapes(model: torch.nn.Module, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        shapes = [list(value.shape) for value in outputs_of(model(*arguments))]
+    wanted = [list(value.shape) for value in outputs]
+    if shapes != wanted:
+        raise TaskError(
+            f"Model.forward gave shapes {wanted} and, for other values, {shapes}; wanted the same each time"
+        )
+
+
+def _tensors(given: Sequence[Any]) -> list[tuple[int, Tensor]]:
+    """The arguments that are tensors, with their positions."""
+    return [(i, value) for i, value in enumerate(given) if isinstance(value, Tensor)]
+
+
+def _follows(shape: Sequence[str]) -> bool:
+    return any(AXIS in size for size in shape)
 
 
 def _arguments(given: Sequence[Any]) -> list[dict[str, Any]]:
@@ -78,13 +127,15 @@ def _names(module: Any, given: Sequence[Any]) -> list[str]:
     return [name for name, value in zip(named, given, strict=False) if isinstance(value, Tensor)]
 
 
-def _spec(name: str, value: Tensor) -> dict[str, Any]:
+def _spec(name: str, value: Tensor, batched: bool = False) -> dict[str, Any]:
     dtype = "uint8" if value.dtype == torch.bool else str(value.dtype).removeprefix("torch.")
     if dtype not in ITEMSIZE:
         raise TaskError(f"{name or 'an output'} is {dtype}, wanted one of {', '.join(ITEMSIZE)} or bool")
     if not value.numel():
         raise TaskError(f"{name} has no elements: its shape is {list(value.shape)}")
-    return {"name": name, "shape": list(value.shape), "dtype": dtype}
+    shape = [*map(str, value.shape)]
+    bounds = {} if value.is_floating_point() else {"low": int(value.min()), "high": int(value.max())}
+    return {"name": name, "shape": [AXIS, *shape[1:]] if batched else shape, "dtype": dtype, **bounds}
 
 
 # ---------------------------------------------------------------- what the model does
@@ -151,6 +202,11 @@ def _weights(model: torch.nn.Module, changed: frozenset[str]) -> list[tuple[str,
     return [*model.named_parameters(), *statistics]
 
 
+def _tables(model: torch.nn.Module, others: Container[str]) -> list[tuple[str, Tensor]]:
+    """Buffers that are neither changed by a call nor weights: masks, positions, a state."""
+    return [(name, value) for name, value in model.named_buffers() if name not in others and value.dim()]
+
+
 def _is_rigid(value: Tensor) -> bool:
     """Whether an input has a structure that moving its values about would break: zeros, symmetry, order, few values."""
     if value.numel() < 3 or value.dtype == torch.bool:
@@ -163,8 +219,14 @@ def _is_rigid(value: Tensor) -> bool:
     return zeros > 0.05 or symmetric or few
 
 
-def _bytes_read(module: Any, given: Sequence[Any], mode: str, device: str) -> int:
-    """Bytes of inputs and weights on which the answer depends, by their gradients: no more than must be read.
+def _is_ordered(value: Tensor) -> bool:
+    """Whether a structure runs along the first dimension, so that rows of two draws do not fit together."""
+    square = value.dim() == 2 and value.shape[0] == value.shape[1]
+    return value.dtype != torch.bool and _is_rigid(value) and (value.dim() == 1 or square)
+
+
+def _bytes_read(module: Any, given: Sequence[Any], mode: str, device: str) -> dict[int, int]:
+    """Bytes on which the answer depends, by their gradients: no more than must be read, by argument, weights under -1.
 
     Integers, and what a gradient does not reach, count nothing: a floor that is too low accuses nobody.
     """
@@ -173,15 +235,19 @@ def _bytes_read(module: Any, given: Sequence[Any], mode: str, device: str) -> in
         value.requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
         for value in _on(given, device)
     ]
-    leaves = [v for v in (*arguments, *model.parameters()) if isinstance(v, Tensor) and v.requires_grad]
+    read = {-1: 0} | {i: 0 for i, _ in _tensors(given)}
     try:
         outputs = [out for out in outputs_of(model(*arguments)) if out.requires_grad]
         torch.autograd.backward(outputs, [torch.randn_like(out) for out in outputs])
     except RuntimeError:
-        return 0  # An operator without a derivative.
-    return sum(int((leaf.grad != 0).sum()) * leaf.itemsize for leaf in leaves if leaf.grad is not None)
+        return read  # An operator without a derivative.
+    for at, leaf in (*_tensors(arguments), *((-1, parameter) for parameter in model.parameters())):
+        if leaf.grad is not None:
+            read[at] += int((leaf.grad != 0).sum()) * leaf.itemsize
+    return read
 
 
 if __name__ == "__main__":
-    found = describe(Path(sys.argv[1]), sys.argv[2])
-    Path(sys.argv[3]).write_text(json.dumps(found))
+    # What there is to know of a file is the same on both.
+    place = sys.argv[2] if torch.cuda.is_available() else "cpu"
+    Path(sys.argv[3]).write_text(json.dumps(describe(Path(sys.argv[1]), place, sys.argv[4] == "kernels")))

@@ -1,8 +1,8 @@
 """A user's PyTorch file as a reference: `class Model(nn.Module)`, `get_inputs()` and `get_init_inputs()`.
 
 Weights are inputs like any other, so that nothing can be baked into a kernel: they are set in the model before each
-call. Values follow what the file itself draws, under a secret seed, then rescaled at random. Not covered: what shapes
-and dtypes there are (describing.py).
+call. Values follow what the file itself draws, under a secret seed, then rescaled at random; another batch size is cut
+from as many draws as it takes. Not covered: what shapes and dtypes there are (describing.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import importlib.util
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +62,19 @@ def construct(module: ModuleType, seed: int = CONSTRUCTION_SEED) -> torch.nn.Mod
     return model
 
 
+def drawn(module: ModuleType, batched: Sequence[int] = (), size: int = 0) -> list[Any]:
+    """One draw of get_inputs(); its arguments at the positions `batched` get `size` rows.
+
+    Rows that one draw lacks are those of further draws, so that each is drawn as the file draws it.
+    """
+    draws = [list(module.get_inputs())]
+    while batched and size > len(draws) * len(draws[0][batched[0]]):
+        draws.append(list(module.get_inputs()))
+    return [
+        torch.cat([draw[i] for draw in draws])[:size] if i in batched else value for i, value in enumerate(draws[0])
+    ]
+
+
 def outputs_of(result: Any) -> tuple[Tensor, ...]:
     """What a model returned, as a task has it: at least one dimension, uint8 for bool."""
     found = (result,) if isinstance(result, Tensor) else tuple(result)
@@ -96,10 +109,13 @@ Placed = tuple[torch.nn.Module, list[Tensor]]
 class PytorchFile:
     """reference, oracle, compiled and draw of a task that was made of a PyTorch file."""
 
-    def __init__(self, path: str, siblings: str, form: str, rigid: Sequence[int]) -> None:
+    def __init__(
+        self, path: str, siblings: str, form: str, rigid: Sequence[int], axis: str = "", batched: Sequence[int] = ()
+    ) -> None:
         self.module = load(Path(path), Path(siblings))
         self.form = ModuleForm.model_validate_json(form)
         self.rigid = tuple(rigid)
+        self.axis, self.batched = axis, tuple(batched)
         self.models: dict[tuple[str, bool], Placed] = {}
 
     def model(self, device: str, wide: bool = False) -> Placed:
@@ -126,8 +142,9 @@ class PytorchFile:
     def compiled(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The same as `reference`, in the way that torch.compile can follow."""
         given, weights = self._split(values)
-        model, _ = self.models[values[0].device.type, False]
-        named = dict(zip(self.form.weights, weights, strict=True))
+        model, homes = self.models[values[0].device.type, False]
+        fitting = [_as_placed(weight, place) for place, weight in zip(homes, weights, strict=True)]
+        named = dict(zip(self.form.weights, fitting, strict=True))
         return outputs_of(torch.func.functional_call(model, named, self._arguments(given)))
 
     def _answer(self, placed: Placed, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -135,7 +152,7 @@ class PytorchFile:
         given, weights = self._split(values)
         # functional_call would cost more than many a kernel, and make the baseline look slow.
         for place, weight in zip(homes, weights, strict=True):
-            place.data = weight
+            place.data = _as_placed(weight, place)
         return outputs_of(model(*self._arguments(given)))
 
     def _split(self, values: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -152,13 +169,21 @@ class PytorchFile:
             for argument in self.form.arguments
         )
 
-    def draw(self, seed: int, distribution: str, device: str) -> list[Tensor]:
-        """Inputs as get_inputs() gives them, bent towards `distribution` where the model can bear it; then weights."""
+    def draw(self, seed: int, distribution: str, device: str, axes: Mapping[str, int] | None = None) -> list[Tensor]:
+        """Inputs as get_inputs() gives them, bent towards `distribution` where the model can bear it; then weights.
+
+        `axes` says how many rows the inputs with a batch axis get; they have as many as the file gives them without.
+        """
+        batched = self.batched if axes else ()
         with seeded(seed):
-            inputs = [value.to(device) for value in self.module.get_inputs() if isinstance(value, Tensor)]
+            given = drawn(self.module, batched, axes[self.axis] if axes else 0)
+        inputs = [value.to(device) for value in given if isinstance(value, Tensor)]
         fresh = dict(_state(construct(self.module, seed + 1)))
         with seeded(seed + 2):
-            weights = [perturbed(fresh[name].to(device)) for name in self.form.weights]
+            weights = [
+                _as_held(fresh[name].to(device)) if i in self.rigid else perturbed(fresh[name].to(device))
+                for i, name in enumerate(self.form.weights, start=len(inputs))
+            ]
             plain = [_as_held(value) for value in inputs]
             bent = [value if i in self.rigid else reshaped(value, distribution) for i, value in enumerate(plain)]
         return [*(bent if self._bears([*bent, *weights]) else plain), *weights]
@@ -183,6 +208,10 @@ def _state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _as_held(value: Tensor) -> Tensor:
     return (value.to(torch.uint8) if value.dtype == torch.bool else value).contiguous()
+
+
+def _as_placed(value: Tensor, place: Tensor) -> Tensor:
+    return value.bool() if place.dtype == torch.bool else value
 
 
 # ---------------------------------------------------------------- JSON
