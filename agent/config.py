@@ -18,6 +18,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from agent.models.endpoint import Endpoint
 from sandbox.errors import BadInput
 
 PREFIX = "WARPSMITH_"
@@ -70,6 +71,10 @@ class RunConfig(BaseModel):
     """Where the composed extension goes."""
     seed_kernels: tuple[Path, ...] = ()
     """The user's own kernels, to start from before those of the task."""
+    models: tuple[Endpoint, ...] = ()
+    """Language models that write kernels; several are chosen among by what they achieve and cost."""
+    prompts: Path | None = None
+    """Folder of templates that stand in for ours of the same name."""
     seed: int = 0
     """Of the proposer's random choices. The judge's inputs are unpredictable on purpose."""
     budget: Budget = Budget()

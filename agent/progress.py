@@ -20,7 +20,7 @@ from rich.text import Text
 from agent import words
 from agent.config import Budget
 from agent.session import Announcement
-from agent.steps import Composed, Ended, Event, Judging, Settled, Spent
+from agent.steps import Asking, Composed, Ended, Event, Judging, Settled, Spent, Unused
 from sandbox.contract import Passed
 
 KEPT = 6
@@ -37,6 +37,8 @@ class Board:
     stage: str = "opening the judge"
     best: Settled | None = None
     last: tuple[Settled, ...] = ()
+    unused: int = 0
+    """Times that a model was asked in vain."""
 
 
 def advanced(board: Board, event: Event) -> Board:
@@ -47,6 +49,10 @@ def advanced(board: Board, event: Event) -> Board:
     if isinstance(event, Settled):
         best = event if _faster(event, board.best) else board.best
         return replace(board, spent=event.spent, best=best, last=(*board.last, event)[-KEPT:], stage="proposing")
+    if isinstance(event, Asking):
+        return replace(board, stage=f"asking {event.model}: {event.purpose}")
+    if isinstance(event, Unused):
+        return replace(board, stage="proposing", unused=board.unused + 1)
     if isinstance(event, Ended):
         return replace(board, stage=f"search over ({event.reason}): confirming the fastest")
     return replace(board, stage="done")
@@ -93,6 +99,8 @@ def event_line(event: Event) -> str | None:
         return f"{count} {words.verdict_words(event.judgement)}  {words.label(event.candidate)}" + (
             "  (from the archive)" if event.reused else ""
         )
+    if isinstance(event, Unused):
+        return f"      – {event.purpose} by {event.model}: {event.reason}"
     if isinstance(event, Ended):
         return f"search over: {event.reason}; the fastest are measured again"
     if isinstance(event, Composed):
@@ -167,6 +175,8 @@ def panel(board: Board, wall_seconds: float) -> RenderableType:
     for settled in board.last:
         lead = "again" if settled.confirming else f"{settled.spent.evals:>5}"
         parts.append(_line(f"{lead}  {_in_brief(settled)}", "dim"))
+    if board.unused:
+        parts.append(_line(f"       {board.unused} replies could not be used", "dim"))
     return Group(*parts, _line(status, "cyan"))
 
 

@@ -15,8 +15,10 @@ from platformdirs import user_cache_path
 
 from agent import compose, fitness, graph, proposers, steps, tasks
 from agent.config import RunConfig
+from agent.proposers import Proposer
 from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
 from archive import Archive, Row, Run, rows
+from archive.records import exact
 from sandbox import devices, launch
 from sandbox.contract import Candidate, Device, Record, Task
 from sandbox.errors import BadInput
@@ -85,11 +87,11 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
     if not config.task:
         raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
-    proposers.choose(config.proposer)
+    _chosen(config)
     device = devices.detect(config.target)
     config = _absolute(config)
     task = tasks.load(config.task, device.target)
-    suitable(task, device, config.seed_kernels)
+    suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
     with _sandbox(config, device) as sandbox, Archive.open(config.archive) as archive:
         run = Run(
@@ -139,9 +141,9 @@ def _search(
     on_drain: Callable[[], None],
 ) -> Outcome:
     launcher, why_sandbox = sandbox
-    proposer, why = proposers.choose(config.proposer)
+    proposer, why = _chosen(config)
     device = devices.detect(task.target)
-    seeds, unsuitable = suitable(task, device, config.seed_kernels)
+    seeds, unsuitable = suitable(task, device, config.seed_kernels, required=proposer != "engineer")
     announce(
         Announcement(
             run=run.id,
@@ -163,13 +165,19 @@ def _search(
         seen.append(event)
         report(event)
 
-    with toolchain(launcher) as tools, Judge(device, tools, launcher, reuse=True) as judge:
+    with contextlib.ExitStack() as stack:
+        tools = stack.enter_context(toolchain(launcher))
+        if proposer == "engineer":
+            thinker = stack.enter_context(_engineer(archive, run, config, task, seeds, device, keep))
+        else:
+            thinker = proposers.PROPOSERS[proposer](task, seeds, device, config.seed)
+        judge = stack.enter_context(Judge(device, tools, launcher, reuse=True))
         clients = Clients(
             archive=archive,
             judge=judge,
             task=task,
             seeds=seeds,
-            proposer=proposers.PROPOSERS[proposer](task, seeds, device, config.seed),
+            proposer=thinker,
             budget=config.budget,
             compose=lambda winners: _compose(task, winners, tools, judge, config.out),
             report=keep,
@@ -178,14 +186,64 @@ def _search(
     return outcome(archive, run.id, status, proposer, seen)
 
 
-def suitable(task: Task, device: Device, own: Sequence[Path] = ()) -> tuple[list[Candidate], dict[str, str]]:
+def _chosen(config: RunConfig) -> tuple[str, str]:
+    return proposers.choose(config.proposer, [endpoint.name for endpoint in config.models])
+
+
+@contextlib.contextmanager
+def _engineer(
+    archive: Archive,
+    run: Run,
+    config: RunConfig,
+    task: Task,
+    seeds: Sequence[Candidate],
+    device: Device,
+    report: Report,
+) -> Iterator[Proposer]:
+    """With clients for the run's models. BadInput where a key is missing, or two models have one name."""
+    # Imported here: the tuner's runs need no client.
+    from agent.engineer.engineer import Desk, Engineer, Writer
+    from agent.models import prices
+    from agent.models.client import Client
+    from agent.models.ledger import Ledger
+    from agent.models.recording import Recorded
+
+    names = [endpoint.name for endpoint in config.models]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
+    known = prices.load()
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for endpoint in config.models:
+            client, price = stack.enter_context(contextlib.closing(Client(endpoint))), prices.price_of(endpoint, known)
+            writers.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
+        yield Engineer(
+            Desk(
+                task=task,
+                seeds=seeds,
+                device=device,
+                rng_seed=config.seed,
+                archive=archive,
+                run_id=run.id,
+                writers=writers,
+                ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
+                budget_evals=config.budget.evals,
+                report=report,
+                templates=config.prompts,
+            )
+        )
+
+
+def suitable(
+    task: Task, device: Device, own: Sequence[Path] = (), required: bool = True
+) -> tuple[list[Candidate], dict[str, str]]:
     """The seeds to start from, the user's `own` first, and why the others do not suit the device.
 
-    BadInput where none is left.
+    BadInput where none is left, though one is `required`.
     """
-    seeds = tasks.seeds(task, own)
+    seeds = tasks.seeds(task, own, required)
     unsuitable = fitness.passed_over(task, seeds, device)
-    if len(unsuitable) == len(seeds):
+    if required and len(unsuitable) == len(seeds):
         reasons = "; ".join(f"{note}: {why}" for note, why in unsuitable.items())
         raise BadInput(f"no seed kernel of task {task.name!r} suits {device.name}: {reasons}")
     return [seed for seed in seeds if seed.note not in unsuitable], unsuitable
@@ -234,6 +292,8 @@ def _absolute(config: RunConfig) -> RunConfig:
         changes["archive"] = str(Path(config.archive).expanduser().absolute())
     if Path(config.task).exists() and config.task not in tasks.available():
         changes["task"] = str(Path(config.task).resolve())
+    if config.prompts is not None:
+        changes["prompts"] = config.prompts.absolute()
     changes["seed_kernels"] = tuple(path.absolute() for path in config.seed_kernels)
     return config.model_copy(update=changes)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from agent.config import Budget
-from agent.proposers import Proposer
+from agent.proposers import NothingLeft, Proposer
 from sandbox.contract import Candidate, Device, Judgement, Passed, Task
 
 if TYPE_CHECKING:
@@ -88,7 +88,25 @@ class Composed:
     """None where nothing passed."""
 
 
-Event: TypeAlias = Judging | Settled | Ended | Composed
+@dataclass(frozen=True)
+class Asking:
+    """A model is about to be asked."""
+
+    model: str
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A model was asked in vain."""
+
+    model: str
+    purpose: str
+    reason: str
+    """One line."""
+
+
+Event: TypeAlias = Asking | Unused | Judging | Settled | Ended | Composed
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,10 @@ def optimise(clients: Clients, run_id: str) -> str | None:
     if reason := clients.budget.exhausted(used.evals, used.seconds, used.usd):
         return _ended(clients, f"budget spent: {reason}")
     history = [(c, j.verdict) for c, j in trajectory(clients.archive, run_id)]
-    batch = clients.proposer.propose(history, 1)
+    try:
+        batch = clients.proposer.propose(history, 1)
+    except NothingLeft as nothing:
+        return _ended(clients, str(nothing))
     if not batch:
         return _ended(clients, "the proposer has nothing left to try")
     clients.archive.add(batch[0])

@@ -96,19 +96,19 @@ def _version(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def seeds(task: Task, own: Sequence[Path] = ()) -> list[Candidate]:
+def seeds(task: Task, own: Sequence[Path] = (), required: bool = True) -> list[Candidate]:
     """Kernels to start from: the user's `own`, then those of the task's folder in the order of their numbers.
 
-    Tunables are at their defaults.
+    Tunables are at their defaults. TaskError where there is none, though one is `required`.
     """
     suffix = _SUFFIX[task.target]
     paths = sorted((task.folder / task.target).glob(f"*{suffix}"), key=_seed_number)
-    if not paths and not own and not (task.folder / "task.toml").exists():
+    if required and not paths and not own and not (task.folder / "task.toml").exists():
         raise TaskError(
             f"task {task.name!r} is made of a file and has no seed kernels: give some with --seed-kernel FILE, "
-            "or a proposer that writes them"
+            "or a model that writes them with --model NAME"
         )
-    if not paths and not own:
+    if required and not paths and not own:
         raise TaskError(f"task {task.name!r} has no seed kernels: wanted files like {task.target}/1_naive{suffix}")
     _check_own(own, suffix, Counter(path.name for path in (*own, *paths)))
     return [_seed(task, path, importing.read_text(path)) for path in (*own, *paths)]

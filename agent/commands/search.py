@@ -37,7 +37,14 @@ def run(
     sandbox: Annotated[
         Literal["auto", "docker", "local"] | None, typer.Option(help="Where candidates run: auto prefers Docker.")
     ] = None,
-    proposer: Annotated[str | None, typer.Option(help="auto or tuner.")] = None,
+    proposer: Annotated[str | None, typer.Option(help="auto, engineer or tuner.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A language model that writes kernels; may be given several times.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible address of --model, such as http://localhost:8000/v1.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompt templates.")] = None,
     archive: ArchivePath = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the composed extension goes.")] = None,
     budget_evals: Annotated[int | None, typer.Option(help="Most candidates to judge.")] = None,
@@ -59,6 +66,8 @@ def run(
         "target": target,
         "sandbox": sandbox,
         "proposer": proposer,
+        "models": [{"name": name, "model": name, "base_url": base_url} for name in model or ()] or None,
+        "prompts": prompts,
         "archive": archive,
         "out": out_dir,
         "budget_evals": budget_evals,
@@ -94,8 +103,9 @@ def resume(
         found = opened.run(run_id)
         if found.status == "finished":
             shown.say(f"run {found.id} is finished: there is nothing to resume")
-            asked = str(found.config.get("proposer", "auto"))
-            outcome = session.outcome(opened, found.id, "finished", proposers.choose(asked)[0], [])
+            asked = configuration.RunConfig.model_validate(found.config)
+            proposer, _ = proposers.choose(asked.proposer, [endpoint.name for endpoint in asked.models])
+            outcome = session.outcome(opened, found.id, "finished", proposer, [])
         else:
             try:
                 outcome = session.resume(opened, found, shown.announce, shown.report, lambda: shown.say(DRAINING))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,11 +11,15 @@ from sandbox.errors import BadInput
 History = Sequence[tuple[Candidate, Verdict]]
 
 
+class NothingLeft(Exception):
+    """No further candidate, and why."""
+
+
 class Proposer(Protocol):
     """Thinks of candidates, given everything this run has judged so far."""
 
     def propose(self, history: History, n: int) -> list[Candidate]:
-        """Up to `n` new candidates; none once there is nothing left to try."""
+        """Up to `n` new candidates; none, or NothingLeft, once there is nothing left to try."""
         ...
 
 
@@ -27,17 +30,17 @@ def _tuner(task: Task, seeds: Sequence[Candidate], device: Device, rng_seed: int
 
 
 PROPOSERS: dict[str, Callable[[Task, Sequence[Candidate], Device, int], Proposer]] = {"tuner": _tuner}
+"""Those that need nothing; the engineer, who needs models and the archive, is made by the session."""
 
 
-def choose(name: str) -> tuple[str, str]:
-    """The proposer that `name` means, and why; BadInput for one that does not exist."""
+def choose(name: str, models: Sequence[str] = ()) -> tuple[str, str]:
+    """The proposer that `name` means, given the models that are configured, and why. BadInput where it cannot be."""
     if name == "auto":
-        key = (
-            "OPENAI_API_KEY is set, but no proposer uses it yet"
-            if os.environ.get("OPENAI_API_KEY")
-            else "no OPENAI_API_KEY"
-        )
-        return "tuner", f"{key}: the tuner proposes"
-    if name not in PROPOSERS:
-        raise BadInput(f"unknown proposer {name!r}; available: auto, {', '.join(PROPOSERS)}")
+        if models:
+            return "engineer", f"asking {', '.join(models)}"
+        return "tuner", "no model is configured (--model): the tuner proposes"
+    if name not in (*PROPOSERS, "engineer"):
+        raise BadInput(f"unknown proposer {name!r}; available: auto, engineer, {', '.join(PROPOSERS)}")
+    if name == "engineer" and not models:
+        raise BadInput("proposer 'engineer' wants a model: give --model NAME, or [[models]] in warpsmith.toml")
     return name, "as asked"

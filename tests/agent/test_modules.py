@@ -214,7 +214,10 @@ def test_check_prints_what_was_derived_and_exits_with_2_where_nothing_was(tmp_pa
 def test_run_without_a_kernel_says_how_to_give_one() -> None:
     done = warpsmith("run", "--task", path_of("softmax"), "--target", "cpu")
     assert done.returncode == 2
-    assert "has no seed kernels: give some with --seed-kernel FILE, or a proposer that writes them" in done.stderr
+    assert (
+        "has no seed kernels: give some with --seed-kernel FILE, or a model that writes them with --model NAME"
+        in done.stderr
+    )
     assert done.stderr.count("\n") == 1
 
 

@@ -127,12 +127,14 @@ def test_combination_beyond_the_device_is_never_tried() -> None:
     assert [variant.tunables for variant in variants] == [{"THREADS": 256}]
 
 
-def test_without_a_key_the_tuner_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert choose("auto") == ("tuner", "no OPENAI_API_KEY: the tuner proposes")
-    assert choose("tuner")[0] == "tuner"
+def test_without_a_model_the_tuner_is_chosen() -> None:
+    assert choose("auto") == ("tuner", "no model is configured (--model): the tuner proposes")
+    assert choose("tuner", ["m"])[0] == "tuner"
+    assert choose("auto", ["m"]) == ("engineer", "asking m")
+    with pytest.raises(BadInput, match="proposer 'engineer' wants a model"):
+        choose("engineer")
 
 
 def test_unknown_proposer_lists_those_there_are() -> None:
-    with pytest.raises(BadInput, match="unknown proposer 'oracle'; available: auto, tuner"):
+    with pytest.raises(BadInput, match="unknown proposer 'oracle'; available: auto, engineer, tuner"):
         choose("oracle")

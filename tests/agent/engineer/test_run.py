@@ -1,0 +1,66 @@
+"""`agent run` with a language model behind a real HTTP server, the real judge and the real compiler."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from archive import Archive
+from tests.agent.models.openai_server import Server, Turn, serving
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[3]
+PLAN = json.dumps(
+    {
+        "bottleneck": "one thread",
+        "change": "use all cores and vector units",
+        "why": "the loop is independent",
+        "expected_speedup": 2,
+        "memory": "direct",
+        "tensor_cores": False,
+    }
+)
+KERNEL = """```cpp
+// simd in every thread
+extern "C" void vector_add(float* out, const float* a, const float* b, int64_t N, void* workspace) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < N; ++i) out[i] = b[i] + a[i];
+}
+```"""
+CENT = 0.01
+
+
+def run(tmp_path: Path, server: Server, evals: int, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agent", "run", "--task", "vector_add", "--target", "cpu", "--sandbox", "local"]
+    given = ["--model", "tiny", "--base-url", server.url, "--budget-evals", str(evals), "--json", *more]
+    places = ["--archive", str(tmp_path / "a.db"), "--out", str(tmp_path / "out")]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "sk-a-secret-of-the-test"}
+    return subprocess.run(
+        [*command, *given, *places], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300, check=False
+    )
+
+
+def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path) -> None:
+    turns = [Turn(text, cost=CENT) for text in (PLAN, "First, let me think.", KERNEL, "No more ideas.")]
+    with serving(*turns) as server:
+        seeds = len(list((REPOSITORY / "seeds" / "vector_add" / "cpu").glob("*.cpp")))
+        done = run(tmp_path, server, seeds + 2)
+        asked = len(server.requests)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["status"], outcome["proposer"], outcome["evals"]) == ("finished", "engineer", seeds + 2)
+    assert "rewrite by tiny: no fenced code block in the reply" in done.stderr
+    assert "sk-a-secret" not in done.stderr + done.stdout
+    with Archive.open(tmp_path / "a.db") as archive:
+        (found,) = archive.runs()
+        history = archive.history(found.id)
+        (written,) = {c.id: c for c, _ in history if c.proposer == "tiny"}.values()
+        assert next(j for c, j in history if c.id == written.id).verdict.status == "Passed"
+        exchanges = archive.exchanges(found.id)
+        assert len(exchanges) == asked
+        assert sum(exchange.candidate == written.id for exchange in exchanges) == 3
+        assert found.usd_spent == pytest.approx(CENT * asked)
