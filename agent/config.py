@@ -73,6 +73,8 @@ class RunConfig(BaseModel):
     """The user's own kernels, to start from before those of the task."""
     models: tuple[Endpoint, ...] = ()
     """Language models that write kernels; several are chosen among by what they achieve and cost."""
+    command: str = ""
+    """A program that writes kernels: prompt on standard input, reply on standard output."""
     prompts: Path | None = None
     """Folder of templates that stand in for ours of the same name."""
     seed: int = 0

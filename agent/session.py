@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 
 from agent import compose, fitness, graph, proposers, steps, tasks
 from agent.config import RunConfig
+from agent.models.command import Command
 from agent.proposers import Proposer
 from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
 from archive import Archive, Row, Run, rows
@@ -187,7 +188,13 @@ def _search(
 
 
 def _chosen(config: RunConfig) -> tuple[str, str]:
-    return proposers.choose(config.proposer, [endpoint.name for endpoint in config.models])
+    return proposers.choose(config.proposer, writers(config))
+
+
+def writers(config: RunConfig) -> list[str]:
+    """Names of the models that a run asks."""
+    own = [Command(config.command).name] if config.command else []
+    return [*(endpoint.name for endpoint in config.models), *own]
 
 
 @contextlib.contextmanager
@@ -208,15 +215,17 @@ def _engineer(
     from agent.models.ledger import Ledger
     from agent.models.recording import Recorded
 
-    names = [endpoint.name for endpoint in config.models]
+    names = writers(config)
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
     known = prices.load()
     with contextlib.ExitStack() as stack:
-        writers = []
+        asked = []
         for endpoint in config.models:
             client, price = stack.enter_context(contextlib.closing(Client(endpoint))), prices.price_of(endpoint, known)
-            writers.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
+            asked.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
+        if config.command:
+            asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
         yield Engineer(
             Desk(
                 task=task,
@@ -225,7 +234,7 @@ def _engineer(
                 rng_seed=config.seed,
                 archive=archive,
                 run_id=run.id,
-                writers=writers,
+                writers=asked,
                 ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
                 budget_evals=config.budget.evals,
                 report=report,

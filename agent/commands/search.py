@@ -44,6 +44,9 @@ def run(
     base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible address of --model, such as http://localhost:8000/v1.")
     ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="A program that writes kernels: prompt on stdin, reply on stdout.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompt templates.")] = None,
     archive: ArchivePath = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the composed extension goes.")] = None,
@@ -67,6 +70,7 @@ def run(
         "sandbox": sandbox,
         "proposer": proposer,
         "models": [{"name": name, "model": name, "base_url": base_url} for name in model or ()] or None,
+        "command": command,
         "prompts": prompts,
         "archive": archive,
         "out": out_dir,
@@ -104,7 +108,7 @@ def resume(
         if found.status == "finished":
             shown.say(f"run {found.id} is finished: there is nothing to resume")
             asked = configuration.RunConfig.model_validate(found.config)
-            proposer, _ = proposers.choose(asked.proposer, [endpoint.name for endpoint in asked.models])
+            proposer, _ = proposers.choose(asked.proposer, session.writers(asked))
             outcome = session.outcome(opened, found.id, "finished", proposer, [])
         else:
             try:

@@ -38,9 +38,11 @@ def choose(name: str, models: Sequence[str] = ()) -> tuple[str, str]:
     if name == "auto":
         if models:
             return "engineer", f"asking {', '.join(models)}"
-        return "tuner", "no model is configured (--model): the tuner proposes"
+        return "tuner", "no model is given (--model, --command): the tuner proposes"
     if name not in (*PROPOSERS, "engineer"):
         raise BadInput(f"unknown proposer {name!r}; available: auto, engineer, {', '.join(PROPOSERS)}")
     if name == "engineer" and not models:
-        raise BadInput("proposer 'engineer' wants a model: give --model NAME, or [[models]] in warpsmith.toml")
+        raise BadInput(
+            "proposer 'engineer' wants a model: give --model NAME, --command PROGRAM, or [[models]] in a TOML file"
+        )
     return name, "as asked"

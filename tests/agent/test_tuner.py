@@ -128,7 +128,7 @@ def test_combination_beyond_the_device_is_never_tried() -> None:
 
 
 def test_without_a_model_the_tuner_is_chosen() -> None:
-    assert choose("auto") == ("tuner", "no model is configured (--model): the tuner proposes")
+    assert choose("auto") == ("tuner", "no model is given (--model, --command): the tuner proposes")
     assert choose("tuner", ["m"])[0] == "tuner"
     assert choose("auto", ["m"]) == ("engineer", "asking m")
     with pytest.raises(BadInput, match="proposer 'engineer' wants a model"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from archive import Archive
-from tests.agent.models.openai_server import Server, Turn, serving
+from tests.agent.models.openai_server import Turn, serving
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ PLAN = json.dumps(
 )
 KERNEL = """```cpp
 // simd in every thread
-extern "C" void vector_add(float* out, const float* a, const float* b, int64_t N, void* workspace) {
+extern "C" void toy(float* out, const float* a, const float* b, int64_t N, void* workspace) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < N; ++i) out[i] = b[i] + a[i];
 }
@@ -34,9 +34,9 @@ extern "C" void vector_add(float* out, const float* a, const float* b, int64_t N
 CENT = 0.01
 
 
-def run(tmp_path: Path, server: Server, evals: int, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agent", "run", "--task", "vector_add", "--target", "cpu", "--sandbox", "local"]
-    given = ["--model", "tiny", "--base-url", server.url, "--budget-evals", str(evals), "--json", *more]
+def run(tmp_path: Path, evals: int, *given: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agent", "run", "--target", "cpu", "--sandbox", "local", "--json"]
+    command += ["--budget-evals", str(evals), "--budget-seconds", "1000"]
     places = ["--archive", str(tmp_path / "a.db"), "--out", str(tmp_path / "out")]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "sk-a-secret-of-the-test"}
     return subprocess.run(
@@ -44,11 +44,11 @@ def run(tmp_path: Path, server: Server, evals: int, *more: str) -> subprocess.Co
     )
 
 
-def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path) -> None:
+def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path, toy_folder: Path) -> None:
     turns = [Turn(text, cost=CENT) for text in (PLAN, "First, let me think.", KERNEL, "No more ideas.")]
     with serving(*turns) as server:
-        seeds = len(list((REPOSITORY / "seeds" / "vector_add" / "cpu").glob("*.cpp")))
-        done = run(tmp_path, server, seeds + 2)
+        seeds = len(list((toy_folder / "cpu").glob("*.cpp")))
+        done = run(tmp_path, seeds + 2, "--task", str(toy_folder), "--model", "tiny", "--base-url", server.url)
         asked = len(server.requests)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
@@ -64,3 +64,14 @@ def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path) -> No
         assert len(exchanges) == asked
         assert sum(exchange.candidate == written.id for exchange in exchanges) == 3
         assert found.usd_spent == pytest.approx(CENT * asked)
+
+
+def test_program_translates_a_pytorch_file(tmp_path: Path) -> None:
+    """The task has no seed kernel; the reply is a kernel that somebody wrote for it."""
+    modules = REPOSITORY / "tests" / "agent" / "modules"
+    (tmp_path / "reply.md").write_text(f"```cpp\n{(modules / 'softmax.cpp').read_text()}```\n")
+    done = run(tmp_path, 1, "--task", str(modules / "softmax.py"), "--command", f"cat {tmp_path / 'reply.md'}")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["evals"], outcome["verdicts"], outcome["ok"]) == (1, {"Passed": 1}, True)
+    assert outcome["leaderboard"][0]["operator"] == "translate"

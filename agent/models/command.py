@@ -1,0 +1,88 @@
+"""Any program as a model: the prompt on its standard input, the reply on its standard output.
+
+For coding agents and local models with a command line of their own. The program runs with the user's rights and
+environment, in the user's working directory. Not covered: what it costs, which it does not tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.engineer.records import Message
+from agent.models.endpoint import Failed, FailureKind, Reply, Usage
+from sandbox.errors import BadInput
+
+MOST_BYTES = 2_000_000
+REASON_LENGTH = 300
+
+
+class Command:
+    """A model that is a program, started anew for each request."""
+
+    def __init__(self, command: str, timeout_s: float = 600.0) -> None:
+        """`command` is split as a shell would. BadInput where it cannot be, or names no program."""
+        try:
+            self._words = shlex.split(command)
+        except ValueError as exc:
+            raise BadInput(f"command {command!r}: {exc}") from exc
+        if not self._words:
+            raise BadInput("the command is empty; wanted a program that reads a prompt and prints a reply")
+        self.name = Path(self._words[0]).name
+        self.timeout_s = timeout_s
+
+    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
+        """What the program printed; Failed where that is nothing, takes too long or ends in an error."""
+        started = time.monotonic()
+
+        def failed(kind: FailureKind, reason: str) -> Failed:
+            line = " ".join(reason.split())[:REASON_LENGTH]
+            return Failed(kind=kind, reason=line, seconds=time.monotonic() - started, attempts=1)
+
+        prompt = "\n".join(message.content for message in messages)
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as said:
+            given.write(prompt.encode())
+            given.seek(0)
+            try:
+                program = subprocess.Popen(
+                    self._words, stdin=given, stdout=printed, stderr=said, start_new_session=True
+                )
+            except OSError as exc:
+                return failed("bad request", f"{self._words[0]} cannot be started: {exc.strerror}")
+            try:
+                status = program.wait(self.timeout_s)
+            except subprocess.TimeoutExpired:
+                return failed("timed out", f"{self.name} took more than {self.timeout_s:g} s")
+            finally:
+                _end(program)
+            printed.seek(0)
+            reply = printed.read(MOST_BYTES + 1)
+            said.seek(max(0, said.seek(0, os.SEEK_END) - REASON_LENGTH))
+            words = said.read().decode(errors="replace")
+        if status:
+            return failed("server error", f"{self.name} ended with status {status}: {words}")
+        if not reply.strip():
+            return failed("empty", f"{self.name} printed nothing: {words}" if words.strip() else "it printed nothing")
+        if len(reply) > MOST_BYTES:
+            return failed("garbled", f"{self.name} printed more than {MOST_BYTES} bytes")
+        return Reply(
+            text=reply.decode(errors="replace"),
+            finish="stop",
+            usage=Usage(),
+            seconds=time.monotonic() - started,
+            model=self.name,
+        )
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    """Also what it started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
