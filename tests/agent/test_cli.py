@@ -203,7 +203,10 @@ def test_doctor_knows_the_key_but_does_not_tell_it() -> None:
     [
         (["run"], "no task: give --task NAME"),
         (["run", "--task", "atention"], "did you mean 'attention'"),
-        (["run", "--task", "vector_add", "--proposer", "oracle"], "unknown proposer 'oracle'; available: auto, engineer, tuner"),
+        (
+            ["run", "--task", "vector_add", "--proposer", "oracle"],
+            "unknown proposer 'oracle'; available: auto, engineer, tuner",
+        ),
         (["run", "--task", "vector_add", "--budget-evals", "0"], "'budget.evals'"),
         (["run", "--task", "vector_add", "--target", "cpu", "--out", "/proc/nowhere"], "output folder /proc/nowhere"),
         (["run", "--task", "vector_add", "--config", "no.toml"], "no.toml does not exist"),
