@@ -13,7 +13,7 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from agent import compose, fitness, graph, proposers, steps, tasks
+from agent import compose, fitness, proposers, steps, tasks
 from agent.config import RunConfig
 from agent.models.command import Command
 from agent.proposers import Proposer
@@ -141,6 +141,9 @@ def _search(
     report: Report,
     on_drain: Callable[[], None],
 ) -> Outcome:
+    # Imported here: whoever only judges needs no graph.
+    from agent import graph
+
     launcher, why_sandbox = sandbox
     proposer, why = _chosen(config)
     device = devices.detect(task.target)

@@ -170,12 +170,9 @@ class Judge:
         waiting, on_its_way = iter(candidates), 0
 
         def decide(prepared: Prepared) -> None:
+            rounds = SEARCH_ROUNDS[self.device.target]
             done.put(
-                _outcome(
-                    lambda: self._decide(
-                        room, prepared, room.evidence, SEARCH_ROUNDS[self.device.target], confirmed=False
-                    )
-                )
+                _outcome(lambda: self._decide(room, prepared, room.evidence, rounds, confirmed=False, later=ending))
             )
 
         def prepare(candidate: Candidate, submitted: float) -> None:
@@ -187,7 +184,11 @@ class Judge:
             else:
                 in_turn.submit(decide, prepared)
 
-        with ThreadPoolExecutor(1) as in_turn, ThreadPoolExecutor(ahead + 1) as beforehand:
+        with (
+            ThreadPoolExecutor(1) as ending,
+            ThreadPoolExecutor(1) as in_turn,
+            ThreadPoolExecutor(ahead + 1) as beforehand,
+        ):
             while True:
                 for candidate in itertools.islice(waiting, ahead + 1 - on_its_way):
                     beforehand.submit(prepare, candidate, time.perf_counter())
@@ -201,8 +202,15 @@ class Judge:
                 yield found
 
     def _decide(
-        self, room: Courtroom, prepared: Prepared, evidence: Evidence, rounds: int, confirmed: bool
+        self,
+        room: Courtroom,
+        prepared: Prepared,
+        evidence: Evidence,
+        rounds: int,
+        confirmed: bool,
+        later: ThreadPoolExecutor | None = None,
     ) -> Judgement:
+        """The verdict. A worker without native code of its candidate is idle by now, and may be ended `later`."""
         verdict = prepared.verdict
         try:
             if verdict is None:
@@ -211,7 +219,10 @@ class Judge:
         except Rejected as rejection:
             verdict = rejection.verdict
         finally:
-            _discard(prepared)
+            if later and prepared.build and not prepared.build.native:
+                later.submit(_discard, prepared)
+            else:
+                _discard(prepared)
         judgement = Judgement(
             candidate=prepared.candidate.id,
             duplicate_of=prepared.twin.candidate if prepared.twin else None,

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox import statistics
@@ -45,7 +45,7 @@ _LOAD_S = 10.0
 _TORCH_BUILD_TIMEOUT_S = 600.0
 _BLOCK_S = {True: 0.005, False: 0.02}
 """Aim for the length of one block of timed calls, where device events decide and where this side's clock does."""
-_SLOPE_S = 0.005
+_SLOPE_S = 0.003
 """Of calls, by which two requests differ whose wall-clock times are compared."""
 _SETTLE_S = 0.012
 """Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
@@ -54,6 +54,8 @@ _GPU_BUSY_S = 1e-3
 _ROOFLINE_SLACK = 1.10
 _EVENTS = 7
 """Most calls in a block that device events measure one by one."""
+_BASELINE_EVENTS = 3
+"""The same of a baseline, before a candidate has won anything: every candidate has it measured again."""
 _WATCHED = 2
 """Calls of a block whose answers are compared."""
 AGAIN = "eager:again"
@@ -98,6 +100,8 @@ class Trial:
         self.witness: int | None = None
         """A set on which no call is made, and which must stay as it is."""
         self.overhead = 0.0
+        self._fresh: set[int] = set()
+        """Sets on which no call of the candidate was made since their contents were written."""
         self._cpu_s = 0.0
         self._processes = 1
         self.torch = build.candidate.form != "kernel"
@@ -282,7 +286,7 @@ class Trial:
     def _check(self, index: int, drawn: Drawn, change: str = "plain", **asked: Any) -> Check:
         self._refresh([], drawn, change, watched=[index])
         self._ask(drawn.workload, "call", self.call_timeout_s, set=index)
-        return self._compare(index, drawn, change, called=[index], **asked)
+        return self._compare(index, drawn, change, **asked)
 
     def _refresh(self, sets: list[int], drawn: Drawn, change: str, watched: Sequence[int] = ()) -> None:
         """New contents under the same pointers; outputs are poisoned. What is `watched` can be compared afterwards."""
@@ -355,11 +359,13 @@ class Trial:
         if self.witness is not None:
             self._refresh([], drawn, "mixed", watched=[self.witness])
         names = self._baselines(workload, every_baseline)
+        self._fresh = set()
         blocks = {name: self._baseline_block(workload, name, drawn) for name in names}
         blocks["candidate"] = self.candidate_block(workload, drawn)
         if every_baseline:
             blocks[AGAIN] = blocks["eager"]
         else:
+            blocks = {name: self._shortened(name, block) for name, block in blocks.items()}
             rounds = self._worth(workload, blocks, rounds)
         results: dict[str, list[float]] = {subject: [] for subject in blocks}
         for _ in range(rounds):
@@ -435,9 +441,13 @@ class Trial:
             self.room.blocks[workload.name, name] = known
         else:
             first = self._usable()[:1]
-            self._refresh(first, drawn, "mixed")
+            self._fill(name, first, drawn)
             self._run(workload, name, first, flush=False)
         return known
+
+    def _shortened(self, subject: str, block: Block) -> Block:
+        fewer = self.events and subject != "candidate"
+        return replace(block, count=min(block.count, _BASELINE_EVENTS)) if fewer else block
 
     def candidate_block(self, workload: Workload, drawn: Drawn) -> Block:
         """What a block of the candidate's calls is, after its first ones."""
@@ -463,16 +473,16 @@ class Trial:
     def _first_calls(self, workload: Workload, subject: str, drawn: Drawn, overhead: float, count: int) -> float:
         """Seconds per call."""
         turns = self._usable()[:count]
-        self._refresh(turns, drawn, "mixed")
+        self._fill(subject, turns, drawn)
         seconds, events = self._run(workload, subject, turns, flush=self.events)
         return max(_typical(events) / 1e3 if self.events else (seconds - overhead) / count, 1e-6)
 
     def _block(self, workload: Workload, subject: str, block: Block, drawn: Drawn) -> float:
         """Milliseconds per call over one block. What some of its calls, drawn at random, left behind is compared."""
-        turns = self.rng.sample(self._usable(), block.count)
+        turns = self.rng.sample(self._sets_for(subject, block.count), block.count)
         # Half of a block at most, as long as a call of it is watched.
         watched = self.rng.sample(turns, min(_WATCHED, max(1, block.count // 2))) if subject == "candidate" else []
-        self._refresh([i for i in turns if i not in watched], drawn, "mixed", watched)
+        self._fill(subject, turns, drawn, watched)
         if self.device.target == "cpu":
             time.sleep(_SETTLE_S)
         seconds, events = self._run(workload, subject, turns, flush=self.events)
@@ -483,6 +493,24 @@ class Trial:
         if len(events) != block.count:
             raise Rejected(Cheated(rule="protocol", evidence=f"{len(events)} events for {block.count} calls"))
         return _typical(events)
+
+    def _sets_for(self, subject: str, count: int) -> list[int]:
+        """A baseline takes the sets that are fresh already, where there are enough of them."""
+        return sorted(self._fresh) if self._shares(subject) and len(self._fresh) >= count else self._usable()
+
+    def _fill(self, subject: str, sets: list[int], drawn: Drawn, watched: Sequence[int] = ()) -> None:
+        """Contents for a block. The candidate's are new; baselines, which keep nothing, can share what is fresh."""
+        if self._shares(subject):
+            sets = [i for i in sets if i not in self._fresh]
+            self._fresh.update(sets)
+        else:
+            self._fresh.clear()
+        if sets:
+            self._refresh([i for i in sets if i not in watched], drawn, "mixed", watched)
+
+    def _shares(self, subject: str) -> bool:
+        """Not where a call changes its inputs, nor where caches are as warm as the last write has left them."""
+        return subject != "candidate" and self.events and not self.task.inouts
 
     def _clocks_agree(self, workload: Workload, drawn: Drawn, block: Block) -> float:
         """The judge's wall-clock slope per call, ms; Rejected where device events claim clearly less."""

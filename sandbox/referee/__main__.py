@@ -8,13 +8,14 @@ which this process alone writes and reads on the judge's behalf.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import secrets
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from sandbox.contract import Task, Workload
 from sandbox.referee import baselines, oracle
-from sandbox.referee.arena import Arena, mix, move, patch, same_bits
+from sandbox.referee.arena import Arena, mix, move, patch, same_bits, twice
 from sandbox.referee.inputs import draw
 from sandbox.worker import wire
 from sandbox.worker.layout import lay_out
@@ -36,6 +37,13 @@ class Slot:
     values: list[Tensor]
     expected: list[Tensor]
     scales: list[oracle.Scale]
+    doubled: dict[int, Tensor] = field(default_factory=dict)
+    """By position, the values that were changed so far, twice in a row."""
+
+    def twice(self, i: int) -> Tensor:
+        if i not in self.doubled:
+            self.doubled[i] = twice(self.values[i])
+        return self.doubled[i]
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,8 @@ class Referee:
             self._write(index, self.slots[request["slot"]], request["change"])
         for index in request["watched"]:
             self._write_watched(index, self.slots[request["slot"]], request["change"], request["by"])
+        assert self.arena is not None
+        self.arena.poison_workspace()
         self._synchronise()
         return {}
 
@@ -195,7 +205,7 @@ class Referee:
             if i not in changed:
                 target.copy_(value)
             else:
-                CHANGES[change](target, value, self.rng)
+                CHANGES[change](target, slot.twice(i), self.rng)
 
     def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Judge what stands in a set: errors, damaged guards, changed inputs, what was done or not to other sets."""
@@ -204,15 +214,18 @@ class Referee:
         content = self.content[index]
         results = self.arena.tensors[index][: len(content.expected)]
         scales = content.slot.scales if content.expected is content.slot.expected else [None] * len(results)
-        triples = zip(results, content.expected, scales, strict=True)
         kept, self.kept = self.kept, [tensor.clone() for tensor in results] if request.get("keep") else self.kept
+        recalled = list(map(same_bits, kept, results)) if request.get("recall") else []
+        intact, unchanged, left_alone, same = _seen(
+            [self.arena.intact()], self._unchanged(index), self._left_alone(request.get("witness")), recalled
+        )
         return {
-            "errors": [oracle.distance(got, want, scale) for got, want, scale in triples],
-            "guards": self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
-            "changed": self._changed(index),
-            "trespassed": self._trespassed(request.get("witness")),
-            "unwritten": self.arena.unwritten(request["called"], outputs, self.rng),
-            "same": not request.get("recall") or all(map(same_bits, kept, results)),
+            "errors": oracle.distances(zip(results, content.expected, scales, strict=True)),
+            "guards": [] if all(intact) else self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
+            "changed": [spec.name for spec, own in zip(self.task.inputs, unchanged, strict=True) if not own],
+            "trespassed": not all(left_alone),
+            "unwritten": self.arena.unwritten(request.get("called", []), outputs, self.rng),
+            "same": all(same),
         }
 
     def stale(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -220,21 +233,21 @@ class Referee:
         assert self.arena is not None
         before = self.before.get(request["set"], [])[: len(self.task.outputs)]
         results = self.arena.tensors[request["set"]]
-        return {"errors": [oracle.distance(got, old) for got, old in zip(results, before, strict=False)]}
+        return {"errors": oracle.distances((got, old, None) for got, old in zip(results, before, strict=False))}
 
-    def _changed(self, index: int) -> list[str]:
+    def _unchanged(self, index: int) -> list[Tensor]:
+        """By input of a set, whether it is what it was."""
         assert self.arena is not None
         skipped = len(self.task.inouts)
         given = self.arena.tensors[index][len(self.task.outputs) + skipped :]
-        triples = zip(self.task.inputs, given, self.content[index].values[skipped:], strict=True)
-        return [spec.name for spec, target, value in triples if not same_bits(target, value)]
+        return list(map(same_bits, given, self.content[index].values[skipped:]))
 
-    def _trespassed(self, witness: int | None) -> bool:
-        """Whether a set that no call was made on has changed."""
+    def _left_alone(self, witness: int | None) -> list[Tensor]:
+        """Of a set that no call was made on, whether it is what it was."""
         assert self.arena is not None
         if witness is None or witness not in self.content:
-            return False
-        return bool(self._changed(witness)) or not self.arena.poisoned(witness, len(self.task.outputs))
+            return []
+        return [*self._unchanged(witness), *self.arena.poisoned(witness, len(self.task.outputs))]
 
     def baselines(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Which baselines run on a slot, how far they are from the oracle, and why the others do not."""
@@ -310,6 +323,12 @@ class Referee:
     def _synchronise(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def _seen(*groups: list[Tensor]) -> list[list[bool]]:
+    """The truth values of tensors in groups; a GPU is waited for once."""
+    values = iter(torch.stack([flag for group in groups for flag in group]).tolist())
+    return [list(itertools.islice(values, len(group))) for group in groups]
 
 
 def serve(sock: socket.socket) -> None:

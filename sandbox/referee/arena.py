@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ _SAMPLE = 64
 """Bytes of an output that are looked at to see whether it was written at all."""
 _GUARD = GUARD_PATTERN - (1 << 16)
 """As int16, which torch has, in place of uint16, which it has only in part."""
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Arena:
@@ -69,15 +74,35 @@ class Arena:
             for i in range(layout.sets)
         ]
         self.workspace = self.bytes[layout.workspace : layout.workspace + layout.workspace_bytes]
+        self.strips = list(self._strips())
+
+    def _strips(self) -> Iterator[Strip]:
+        """All guard zones: around the workspace, and those of every set side by side."""
+        layout, none = self.layout, -1
+        end = layout.workspace + layout.workspace_bytes
+        yield from _strip(self.bytes[None], (0, layout.workspace, layout.workspace), none, none)
+        yield from _strip(self.bytes[None], (end, layout.first, layout.first), none, none)
+        sets = self.bytes[layout.first : layout.total].view(layout.sets, layout.stride)
+        ends = [start + size for start, size in zip(layout.starts, layout.sizes, strict=True)]
+        for i, (before, after) in enumerate(zip([0, *ends], [*layout.starts, layout.stride], strict=True)):
+            # What pads a buffer to its alignment belongs to the guard behind it.
+            between = after - GUARD_BYTES if 0 < i < len(ends) else after
+            yield from _strip(sets, (before, between, after), max(0, i - 1), min(i, len(ends) - 1))
 
     def poison(self, index: int, outputs: int) -> None:
-        """Fill a set's outputs, and the workspace, with what is NaN in every floating-point dtype."""
+        """Fill a set's outputs with what is NaN in every floating-point dtype."""
         for tensor in self.tensors[index][:outputs]:
             _raw(tensor).fill_(POISON_BYTE)
-        self.workspace.fill_(POISON_BYTE)
+
+    def poison_workspace(self) -> None:
+        """The same with what all sets share."""
+        if len(self.workspace):
+            self.workspace.fill_(POISON_BYTE)
 
     def unwritten(self, called: list[int], outputs: int, rng: random.Random) -> list[int]:
         """Of the sets `called`, those of which some output is poison wherever a sample looks."""
+        if not called:
+            return []
         sets = self.bytes[self.layout.first : self.layout.total].view(self.layout.sets, self.layout.stride)
         rows = torch.tensor(called, device=self.bytes.device)
         left: set[int] = set()
@@ -87,28 +112,43 @@ class Arena:
             left |= {called[i] for i in poison.nonzero().view(-1).tolist()}
         return sorted(left)
 
-    def poisoned(self, index: int, outputs: int) -> bool:
-        """Whether nobody has written to a set's outputs."""
-        return all(bool((_raw(tensor) == POISON_BYTE).all()) for tensor in self.tensors[index][:outputs])
+    def poisoned(self, index: int, outputs: int) -> list[Tensor]:
+        """By output of a set, whether nobody has written to it; on the device, as is all that every check looks at."""
+        return [(_raw(tensor) == POISON_BYTE).all() for tensor in self.tensors[index][:outputs]]
+
+    def intact(self) -> Tensor:
+        """Whether no guard zone was written to."""
+        return torch.stack([(strip.bits == strip.pattern).all() for strip in self.strips]).all()
 
     def broken_guards(self, names: list[str]) -> list[str]:
         """Buffers, of any set, beside which something was written."""
-        layout = self.layout
-        broken = ["workspace"] if not self._intact(layout.workspace, layout.workspace_bytes) else []
-        sets = self.bytes[layout.first : layout.total].view(layout.sets, layout.stride)
-        for name, start, size in zip(names, layout.starts, layout.sizes, strict=True):
-            # What pads a buffer to its alignment belongs to the guard behind it.
-            end = start + size
-            until = min(layout.stride, -(-end // 256) * 256 + GUARD_BYTES)
-            zones = (sets[:, start - GUARD_BYTES : start], sets[:, end:until])
-            if not all(_is_guard(zone, at) for zone, at in zip(zones, (0, end), strict=True)):
-                broken.append(name)
-        return broken
+        beside: set[int] = set()
+        for strip in self.strips:
+            columns = (strip.bits != strip.pattern).any(dim=0).nonzero().view(-1).tolist()
+            beside |= {strip.before if column < strip.middle else strip.after for column in columns}
+        return [name for i, name in enumerate(["workspace", *names], start=-1) if i in beside]
 
-    def _intact(self, start: int, size: int) -> bool:
-        end = start + size
-        zones = (self.bytes[start - GUARD_BYTES : start], self.bytes[end : self.layout.first])
-        return all(_is_guard(zone[None], at) for zone, at in zip(zones, (0, end), strict=True))
+
+@dataclass(frozen=True)
+class Strip:
+    """Guard zones between two buffers, of all sets: what must stand in each place."""
+
+    bits: Tensor
+    """By set and place."""
+    pattern: int
+    middle: int
+    """Places before it guard the buffer `before`, the others the one `after`; -1 is the workspace."""
+    before: int
+    after: int
+
+
+def _strip(rows: Tensor, span: tuple[int, int, int], before: int, after: int) -> Iterator[Strip]:
+    """The bytes from the first of `span` to the last, in twos; an odd one that comes first stands alone."""
+    start, middle, end = span
+    if start % 2:
+        yield Strip(rows[:, start : start + 1], GUARD_PATTERN >> 8, 1, before, after)
+        start += 1
+    yield Strip(rows[:, start:end].view(torch.int16), _GUARD, (middle - start) // 2, before, after)
 
 
 class _Exported:
@@ -124,51 +164,51 @@ def _raw(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def _is_guard(zone: Tensor, start: int) -> bool:
-    """Whether a zone (sets, bytes) that starts at an even or odd byte holds nothing but the guard pattern."""
-    low, high = GUARD_PATTERN & 0xFF, GUARD_PATTERN >> 8
-    even, odd = zone[:, start % 2 :: 2], zone[:, 1 - start % 2 :: 2]
-    return bool((even == low).all()) and bool((odd == high).all())
-
-
 # ---------------------------------------------------------------- contents
 
 
-def mix(target: Tensor, value: Tensor, rng: random.Random) -> None:
+def twice(value: Tensor) -> Tensor:
+    """A drawn value two times in a row: any stretch of its length is a rotation of it."""
+    return value.view(-1).repeat(2)
+
+
+def mix(target: Tensor, doubled: Tensor, rng: random.Random) -> None:
     """Fill a buffer with the sum of two shifted copies of a drawn value, weighed so that its variance stays.
 
     Nobody has seen these numbers before, nor can tell them from the drawn ones by a shift or a factor; what was
     positive stays positive.
     """
-    flat, source, angle = target.view(-1), value.view(-1), rng.uniform(0.2, 1.37)
-    shift, other = rng.randrange(len(flat)), rng.randrange(len(flat))
-    for start, origin, count in _shifted(len(flat), shift):
-        flat[start : start + count].copy_(source[origin : origin + count])
-    flat.mul_(math.cos(angle))
-    for start, origin, count in _shifted(len(flat), other):
-        flat[start : start + count].add_(source[origin : origin + count], alpha=math.sin(angle))
+    flat, angle = target.view(-1), rng.uniform(0.2, 1.37)
+    torch.mul(_rotated(doubled, rng), math.cos(angle), out=flat)
+    flat.add_(_rotated(doubled, rng), alpha=math.sin(angle))
 
 
-def _shifted(count: int, shift: int) -> list[tuple[int, int, int]]:
-    """Pieces of a rotation: where each starts, where it comes from, how long it is."""
-    return [(0, shift, count - shift), *([(count - shift, 0, shift)] if shift else [])]
-
-
-def move(target: Tensor, value: Tensor, rng: random.Random) -> None:
+def move(target: Tensor, doubled: Tensor, rng: random.Random) -> None:
     """Fill a buffer with the same values in other places: a sum or a histogram sees no change."""
-    flat, source = target.view(-1), value.view(-1)
-    for start, origin, count in _shifted(len(flat), rng.randrange(len(flat))):
-        flat[start : start + count].copy_(source[origin : origin + count])
+    target.view(-1).copy_(_rotated(doubled, rng))
 
 
-def patch(target: Tensor, value: Tensor, rng: random.Random) -> None:
+def patch(target: Tensor, doubled: Tensor, rng: random.Random) -> None:
     """Copy a drawn value, a hundredth or less replaced by another part: who samples some elements sees no change."""
-    flat, source = target.view(-1), value.view(-1)
+    flat, source = target.view(-1), doubled[: target.numel()]
     length = max(1, int(len(flat) ** rng.uniform(0.2, 1.0) / 100))
     start, origin = (rng.randrange(len(flat) - length + 1) for _ in range(2))
     flat.copy_(source)
     flat[start : start + length] = source[origin : origin + length]
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    return torch.equal(_raw(left), _raw(right))
+def _rotated(doubled: Tensor, rng: random.Random) -> Tensor:
+    count = doubled.numel() // 2
+    shift = rng.randrange(count)
+    return doubled[shift : shift + count]
+
+
+def same_bits(left: Tensor, right: Tensor) -> Tensor:
+    """Whether two tensors are the same, on their device."""
+    if not left.is_cuda:
+        return torch.tensor(torch.equal(_raw(left), _raw(right)))
+    return (_words(left) == _words(right)).all()
+
+
+def _words(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(_INTEGERS[tensor.itemsize])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -79,11 +79,11 @@ def scale(wanted: Tensor) -> Scale:
     parts = [part.double() for part in _parts(rows)]
     norms = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in parts])
     peaks = torch.cat([torch.linalg.vector_norm(part, ord=float("inf"), dim=-1) for part in parts])
-    finite = norms[norms.isfinite()]
-    typical = float(finite.mean()) if finite.numel() else 0.0
+    finite = norms.isfinite()
+    typical = torch.where(finite, norms, 0.0).sum() / finite.sum().clamp_min(1)
     return Scale(
-        norms.clamp_min(max(typical * 1e-3, 1e-30)),
-        peaks.clamp_min(max(typical * 1e-3 / rows.shape[-1] ** 0.5, 1e-30)),
+        torch.maximum(norms, (typical * 1e-3).clamp_min(1e-30)),
+        torch.maximum(peaks, (typical * 1e-3 / rows.shape[-1] ** 0.5).clamp_min(1e-30)),
     )
 
 
@@ -92,19 +92,38 @@ def distance(actual: Tensor, wanted: Tensor, known: Scale | None = None) -> tupl
 
     `known` is `scale(wanted)`, where it is at hand. NaN or infinity where the wanted value is finite gives infinity.
     """
-    known = known or scale(wanted)
+    return distances([(actual, wanted, known)])[0]
+
+
+def distances(triples: Iterable[tuple[Tensor, Tensor, Scale | None]]) -> list[tuple[float, float]]:
+    """As `distance`, of several tensors; a GPU is waited for once."""
+    known = [(actual, wanted, at_hand or scale(wanted)) for actual, wanted, at_hand in triples]
+    if not known:
+        return []
+    worst = torch.stack([_worst(*triple, _error) for triple in known]).tolist()
+    return [
+        (row, element)
+        if math.isfinite(row) and math.isfinite(element)
+        else tuple(_worst(*triple, _error_where_finite).tolist())
+        for (row, element), triple in zip(worst, known, strict=True)
+    ]
+
+
+def _worst(actual: Tensor, wanted: Tensor, known: Scale, error: Callable[..., Tensor]) -> Tensor:
+    """Errors by row and by element, both on the device; NaN where anything is."""
     rows = wanted.reshape(-1, wanted.shape[-1])
-    worst_row, worst_element, at = 0.0, 0.0, 0
+    found, at = [], 0
     for part, wanted_part in zip(_parts(actual.reshape(rows.shape)), _parts(rows), strict=True):
-        norms, peaks = known.norms[at : at + len(part)], known.peaks[at : at + len(part)]
+        found.append(error(part, wanted_part, known.norms[at : at + len(part)], known.peaks[at : at + len(part)]))
         at += len(part)
-        error = wanted_part.double() - part
-        row = float((torch.linalg.vector_norm(error, dim=-1) / norms).max())
-        element = float((torch.linalg.vector_norm(error, ord=float("inf"), dim=-1) / peaks).max())
-        if not math.isfinite(row) or not math.isfinite(element):
-            row, element = _where_finite(part.double(), wanted_part.double(), norms, peaks)
-        worst_row, worst_element = max(worst_row, row), max(worst_element, element)
-    return worst_row, worst_element
+    return torch.stack(found).amax(dim=0)
+
+
+def _error(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> Tensor:
+    error = want.double() - got
+    row = torch.linalg.vector_norm(error, dim=-1) / norms
+    element = torch.linalg.vector_norm(error, ord=float("inf"), dim=-1) / peaks
+    return torch.stack((row, element)).amax(dim=1)
 
 
 def yardstick(own: Tensor, nearby: Tensor, wanted: Tensor, known: Scale) -> tuple[float, float]:
@@ -117,17 +136,18 @@ def yardstick(own: Tensor, nearby: Tensor, wanted: Tensor, known: Scale) -> tupl
     return max(by_own[0], by_rounding[0]), max(by_own[1], by_rounding[1])
 
 
-def _where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> tuple[float, float]:
+def _error_where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> Tensor:
     """The same where the wanted values themselves are not all finite: those are passed over."""
+    got, want = got.double(), want.double()
     if bool((~got.isfinite() & want.isfinite()).any()):
-        return float("inf"), float("inf")
+        return torch.full((2,), float("inf"), dtype=torch.float64, device=got.device)
     error = torch.where(want.isfinite(), got - want, 0.0)
     finite = torch.where(want.isfinite(), want, 0.0)
     row = error.norm(dim=-1) / torch.where(norms.isfinite(), norms, finite.norm(dim=-1).clamp_min(1e-30))
     element = error.abs().amax(dim=-1) / torch.where(
         peaks.isfinite(), peaks, finite.abs().amax(dim=-1).clamp_min(1e-30)
     )
-    return float(row.max()), float(element.max())
+    return torch.stack((row, element)).amax(dim=1)
 
 
 def _parts(rows: Tensor) -> tuple[Tensor, ...]:

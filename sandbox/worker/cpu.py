@@ -9,7 +9,6 @@ import ctypes
 from typing import Any
 
 from sandbox.worker import wire
-from sandbox.worker.layout import POISON_BYTE
 
 _SCALARS: dict[str, Any] = {"float": ctypes.c_float, "int": ctypes.c_int, "axis": ctypes.c_int64}
 
@@ -47,9 +46,6 @@ class Cpu:
 
     def copy(self, target: int, source: int, size: int) -> None:
         ctypes.memmove(target, source, size)
-
-    def poison(self, address: int, size: int) -> None:
-        ctypes.memset(address, POISON_BYTE, size)
 
     def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """One call, ready to be repeated."""

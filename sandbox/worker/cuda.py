@@ -12,7 +12,6 @@ from typing import Any
 from cuda.bindings import driver
 
 from sandbox.worker import vmm
-from sandbox.worker.layout import POISON_BYTE
 from sandbox.worker.vmm import CudaFailure, check
 
 _FLUSH_BYTES = 512 << 20
@@ -89,10 +88,6 @@ class Cuda:
         """Within the GPU's memory."""
         if size:
             check(driver.cuMemcpyDtoDAsync(target, source, size, self.stream), "cuMemcpyDtoDAsync")
-
-    def poison(self, address: int, size: int) -> None:
-        if size:
-            check(driver.cuMemsetD8Async(address, POISON_BYTE, size, self.stream), "cuMemsetD8Async")
 
     def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """The launches of one call, ready to be repeated."""

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sandbox.worker import torch_build, wire
-from sandbox.worker.layout import POISON_BYTE
 from sandbox.worker.torch_build import BuildFailure, said
 from sandbox.worker.torch_forms import Extension, LaunchFailure, Module, short
 
@@ -141,10 +140,6 @@ class TorchCalls:
     def copy(self, target: int, source: int, size: int) -> None:
         if size:
             self._tensor(target, [size], "uint8").copy_(self._tensor(source, [size], "uint8"))
-
-    def poison(self, address: int, size: int) -> None:
-        if size:
-            self._tensor(address, [size], "uint8").fill_(POISON_BYTE)
 
 
 def _cpu_profile(calls: list[Call]) -> dict[str, float]:
