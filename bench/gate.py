@@ -157,7 +157,7 @@ def _row(what: str, true_ratio: float, rounds: int, declared: int, ratios: list[
     )
 
 
-def measured(options: argparse.Namespace, device: Device) -> Report:
+def measure(options: argparse.Namespace, device: Device) -> None:
     """A kernel against itself, then against itself with a few per cent more work."""
     from agent import tasks
     from sandbox import launch
@@ -173,7 +173,11 @@ def measured(options: argparse.Namespace, device: Device) -> Report:
     with tempfile.TemporaryDirectory() as cache, Toolchain(Path(cache), launcher=launcher) as toolchain:
         try:
             with Judge(device, toolchain, launcher) as judge:
-                return report(device.name, list(experiments(judge, task, options, notes)), notes)
+                rows: list[Row] = []
+                for row in experiments(judge, task, options, notes):
+                    # After each: a run that is stopped keeps what it measured.
+                    rows.append(row)
+                    write(report(device.name, rows, notes), f"gate_{device.target}", options.out)
         finally:
             launcher.close()
 
@@ -258,7 +262,7 @@ def write(found: Report, name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(found.model_dump_json(indent=1) + "\n")
     (folder / f"{name}.md").write_text(markdown(found))
-    print(markdown(found))
+    print(markdown(found), flush=True)
 
 
 def _say(text: str, end: str = "\r") -> None:
@@ -293,8 +297,7 @@ def main() -> None:
         return
     from sandbox.devices import detect
 
-    device = detect(options.target)
-    write(measured(options, device), f"gate_{device.target}", options.out)
+    measure(options, detect(options.target))
 
 
 if __name__ == "__main__":

@@ -376,7 +376,10 @@ class Judge:
             # Who comes second pays for it, by a hundredth or so: they take turns.
             order = (0, 1) if turn % 2 else (1, 0)
             with contextlib.ExitStack() as stack:
-                workers = {i: stack.enter_context(self._worker(room, builds[i].candidate, 2)) for i in order}
+                starting = {i: self._worker(room, builds[i].candidate, 2) for i in order}
+                for worker in starting.values():
+                    stack.push(worker)
+                workers = {i: worker.__enter__() for i, worker in starting.items()}
                 trials = [self._trial(room, builds[i], workers[i]) for i in (0, 1)]
                 room.require(max(trial.arena_bytes() for trial in trials))
                 for i in order:
