@@ -17,6 +17,7 @@ from rich.text import Text
 from agent.boards import leaderboard
 from agent.words import (
     NAMED,
+    conditions_words,
     label,
     milliseconds,
     percent,
@@ -73,6 +74,7 @@ def _judgement_parts(judgement: Judgement) -> Iterator[RenderableType]:
     yield Text(f"\n{judgement.judged_at[:19]} on {judgement.device}: {verdict_words(judgement)}{confirmed}")
     if isinstance(verdict, Passed):
         yield timings(verdict.timings)
+        yield from circumstances(verdict)
         yield from examined(verdict)
     else:
         yield Text("\n".join(reason(judgement).splitlines()[:LOG_LINES]))
@@ -96,6 +98,17 @@ def timings(measured: Iterable[Timing]) -> Table:
 def _baselines(timing: Timing) -> str:
     ordered = sorted(timing.baselines.items(), key=lambda item: item[1].median_ms)
     return ", ".join(f"{name}\u00a0{milliseconds(measured.median_ms)}" for name, measured in ordered)
+
+
+def circumstances(passed: Passed) -> Iterator[RenderableType]:
+    """What must be known beside the timings: why they decide nothing, which baselines are missing, the GPU's clocks."""
+    if passed.disturbed:
+        yield Text(f"timings decide nothing: {passed.disturbed}", style="bold yellow")
+    missing = {(name, why) for timing in passed.timings for name, why in timing.missing.items()}
+    for name, why in sorted(missing):
+        yield Text(f"not timed, {name}: {why}", style="yellow")
+    if passed.conditions and passed.conditions.sm_mhz:
+        yield Text(conditions_words(passed.conditions), style="dim")
 
 
 def examined(passed: Passed) -> Iterator[RenderableType]:

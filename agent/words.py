@@ -13,7 +13,7 @@ from prompts.words import percent as percent
 from prompts.words import quantity as quantity
 from prompts.words import ratio as ratio
 from prompts.words import resource_words as resource_words
-from sandbox.contract import Candidate, Interval, Judgement, Passed, SanitizerReport
+from sandbox.contract import Candidate, Conditions, Interval, Judgement, Passed, SanitizerReport
 
 NAMED = ("eager", "compile", "library")
 """The baselines every leaderboard shows, in this order."""
@@ -107,6 +107,13 @@ def sanitizer_words(report: SanitizerReport) -> str:
         for fault in report.kernels
     ]
     return "\n".join([head, *lines])
+
+
+def conditions_words(seen: Conditions) -> str:
+    """A GPU's clocks and what it was like, as far as it told."""
+    figures = [(seen.memory_mhz, "MHz memory"), (seen.temperature_c, "°C"), (seen.power_w, "W")]
+    told = [f"{value:.0f} {unit}" for value, unit in figures if value is not None]
+    return ", ".join([f"timed at {seen.sm_mhz} MHz", *told, *seen.slowed])
 
 
 def tunables(values: dict[str, int]) -> str:

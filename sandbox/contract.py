@@ -255,6 +255,22 @@ class Timing(Record):
     """Judge's own wall-clock slope per call, where the deciding clock is device events."""
     again: Measurement | None = None
     """Eager a second time in the same rounds: what two measurements of the same thing differ by."""
+    missing: dict[str, str] = {}
+    """Baselines that could not be timed on this workload, and why."""
+
+
+class Conditions(Record):
+    """The GPU right after a candidate was timed on it."""
+
+    idle_ms: float
+    """How long a kernel of next to no work took from its launch to its end: longer where somebody else is busy."""
+    sm_mhz: int | None = None
+    """This and what follows is empty where NVML does not answer."""
+    memory_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    slowed: tuple[str, ...] = ()
+    """What held the clocks down."""
 
 
 class Check(Record):
@@ -367,6 +383,10 @@ class Passed(Record):
     """Whether calls on the same data gave the same bits."""
     sanitizers: tuple[SanitizerReport, ...] = ()
     profile: Profile | None = None
+    conditions: Conditions | None = None
+    """Of a GPU."""
+    disturbed: str = ""
+    """Why the timings decide nothing, though they were taken again; empty where they stand."""
     label: Literal["custom", "library"] = "custom"
     """`library` where the time is spent in kernels of cuBLAS, cuDNN, ATen or another library."""
 

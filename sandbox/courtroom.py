@@ -6,6 +6,7 @@ Candidates die with their worker and nothing of theirs survives, so one set of s
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from sandbox.contract import Device, Task, Workload
+from sandbox.contract import Conditions, Device, Task, Timing, Workload
 from sandbox.errors import TaskError, WorkerLost
 from sandbox.launch import BOUND
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
@@ -34,6 +35,12 @@ _COMPILE_TIMEOUT_S = 900.0
 _CPU_ARENA_BYTES = 64 << 20
 """Several times most last-level caches."""
 _CUDA_ARENA_BYTES = 4 << 30
+
+BUSY_MS = 1.0
+"""For an empty kernel, which takes a hundredth of it on a GPU that nobody else uses."""
+POWER_CAP = "power cap"
+"""A kernel that draws much power is slowed by itself: that is how fast it is."""
+LEAST_CLOCK = 0.85
 
 ERROR_FLOOR = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
 """Added to the yardstick: PyTorch's own error can be zero by luck, and sums may be taken in any order."""
@@ -83,7 +90,8 @@ class Courtroom:
     def __init__(self, task: Task, device: Device, rng: random.Random) -> None:
         self.task, self.device, self.rng = task, device, rng
         self.versions: dict[str, str] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, dict[str, str]] = {}
+        """By workload: the baselines that cannot be timed on it, and why."""
         self.baselines: dict[str, list[str]] = {}
         self.blocks: dict[tuple[str, str], Block] = {}
         self.errors: dict[str, dict[str, list[list[float]]]] = {}
@@ -92,6 +100,8 @@ class Courtroom:
         """By workload and baseline, as last measured."""
         self.best_ms: dict[str, float] = {}
         """By workload, the fastest right candidate seen; who is far behind needs few rounds."""
+        self.top_mhz = 0
+        """The highest clock that was seen."""
         self.arena = -1
         self.arena_bytes = 0
         self._slots = 0
@@ -224,6 +234,32 @@ class Courtroom:
             errors = self.errors[drawn.workload.name][name] if accurate else errors
         return name, drawn.limits_against(errors)
 
+    def remember(self, timings: Sequence[Timing]) -> None:
+        """What a right candidate took."""
+        for timing in timings:
+            known = self.best_ms.get(timing.workload, math.inf)
+            self.best_ms[timing.workload] = min(timing.candidate.median_ms, known)
+
+    def conditions(self) -> Conditions | None:
+        """The GPU as it is now."""
+        if self.device.target == "cpu":
+            return None
+        reply = self.ask("look")
+        return Conditions.model_validate({name: reply[name] for name in Conditions.model_fields if name in reply})
+
+    def disturbance(self, seen: Conditions | None) -> str:
+        """Why what was just timed decides nothing; empty where it does."""
+        if seen is None:
+            return ""
+        if seen.idle_ms > BUSY_MS:
+            return f"the GPU was busy with somebody else's work: {seen.idle_ms:.2f} ms for an empty kernel"
+        if grave := [reason for reason in seen.slowed if reason != POWER_CAP]:
+            return f"the GPU's clocks were held down: {', '.join(grave)}"
+        self.top_mhz = max(self.top_mhz, seen.sm_mhz or 0)
+        if seen.sm_mhz is not None and seen.sm_mhz < LEAST_CLOCK * self.top_mhz:
+            return f"the GPU ran at {seen.sm_mhz} MHz, where it had {self.top_mhz} MHz before"
+        return ""
+
     # ------------------------------------------------------------ the arena
 
     def layout(self, workload: Workload, workspace_bytes: int) -> Layout:
@@ -257,9 +293,10 @@ class Courtroom:
         """Which baselines run, and are right, on each workload. The eager one is the yardstick itself."""
         for workload in self.task.workloads:
             drawn = self.evidence.timed[workload.name][0]
+            self.failures[workload.name] = {}
             reply = self.ask("baselines", _COMPILE_TIMEOUT_S, slot=drawn.slot)
             for name, reason in reply["failures"].items():
-                self.failures[f"{name} on {workload.name}"] = str(reason)
+                self.failures[workload.name][name] = str(reason)
             admitted = []
             for name, errors in reply["errors"].items():
                 worst = max(
@@ -269,7 +306,7 @@ class Courtroom:
                     admitted.append(name)
                     self.errors.setdefault(workload.name, {})[name] = errors
                 else:
-                    self.failures[f"{name} on {workload.name}"] = f"wrong: its error is {worst:.1f} times the tolerance"
+                    self.failures[workload.name][name] = f"wrong: its error is {worst:.1f} times the tolerance"
             self.baselines[workload.name] = admitted
 
     def set_bytes(self, workload: Workload) -> int:

@@ -30,7 +30,7 @@ from sandbox.contract import (
     Verdict,
     Workload,
 )
-from sandbox.courtroom import Block, Courtroom, Drawn, within
+from sandbox.courtroom import BUSY_MS, Block, Courtroom, Drawn, within
 from sandbox.errors import PlanError
 from sandbox.expressions import parse_expr
 from sandbox.instruments import Call
@@ -50,7 +50,6 @@ _SLOPE_S = 0.003
 _SETTLE_S = 0.012
 """Pause before a block on the cpu target: the OpenMP threads of the last one stop spinning."""
 _IDLE_S = 1e-4
-_GPU_BUSY_S = 1e-3
 _ROOFLINE_SLACK = 1.10
 _EVENTS = 7
 """Most calls in a block that device events measure one by one."""
@@ -146,7 +145,7 @@ class Trial:
     def _gpu_idle(self, workload: Workload) -> None:
         """Refuse a torch source that has the GPU at work after it has answered: SIGSTOP does not reach there."""
         waited = self.room.ask("idle")["seconds"]
-        if waited > _GPU_BUSY_S:
+        if waited * 1e3 > BUSY_MS:
             evidence = f"{workload.name}: the GPU was busy for {waited * 1e3:.2f} ms after the answer"
             raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
 
@@ -402,8 +401,6 @@ class Trial:
         self.room.latencies_ms.setdefault(workload.name, {}).update(
             {name: baseline.median_ms for name, baseline in measured.items()}
         )
-        best = self.room.best_ms
-        best[workload.name] = min(candidate.median_ms, best.get(workload.name, math.inf))
         return Timing(
             workload=workload.name,
             candidate=candidate,
@@ -411,6 +408,7 @@ class Trial:
             roofline_share=self._roofline_share(workload, candidate.median_ms),
             wall_ms=found.wall_ms,
             again=again,
+            missing=self.room.failures[workload.name],
         )
 
     def _baselines(self, workload: Workload, every: bool) -> list[str]:

@@ -192,6 +192,7 @@ def _parts(file: Path, candidate: Candidate, judgement: Judgement) -> Iterator[R
         yield Text(f"label     {verdict.label}: {_LABELS[verdict.label]}")
         yield Text(f"evidence  {evidence(judgement)}\n")
         yield render.timings(verdict.timings)
+        yield from render.circumstances(verdict)
     else:
         rule = getattr(verdict, "rule", None)
         yield Text(f"\nrule      {rule}" if rule else "")

@@ -1,8 +1,8 @@
 """The referee process: `python -m sandbox.referee SOCKET LIFELINE DEVICE`, spoken to as a worker is.
 
-Operations: open, prepare, make_arena, lay, refresh, compare, stale, baselines, time, idle, drop, peaks. A slot is one
-drawn input with what is expected of it; slots never leave this process. Inputs leave by way of the arena (arena.py), in
-which this process alone writes and reads on the judge's behalf.
+Operations: open, prepare, make_arena, lay, refresh, compare, stale, baselines, time, idle, look, drop, peaks. A slot
+is one drawn input with what is expected of it; slots never leave this process. Inputs leave by way of the arena
+(arena.py), in which this process alone writes and reads on the judge's behalf.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sandbox.contract import Task, Workload
-from sandbox.referee import baselines, oracle
+from sandbox.referee import baselines, conditions, oracle
 from sandbox.referee.arena import Arena, mix, move, patch, same_bits, twice
 from sandbox.referee.inputs import draw
 from sandbox.worker import wire
@@ -74,6 +74,8 @@ class Referee:
         """Expected outputs of what stood in a set before."""
         self.kept: list[Tensor] = []
         self.leads: dict[tuple[str, str], int] = {}
+        self.nvml: tuple[tuple[Any, Any] | None] | None = None
+        """What was found when it was first asked for, which may be nothing."""
 
     def open(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Load a task."""
@@ -287,10 +289,15 @@ class Referee:
         return self.leads[key]
 
     def idle(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Seconds until the GPU has done next to nothing: a millisecond or more where somebody else is busy on it."""
-        cell = torch.zeros(1, device=self.device)
-        self._synchronise()
-        return {"seconds": min(self._seconds(lambda: cell.add_(1)) for _ in range(3))}
+        """Seconds until the GPU has done next to nothing."""
+        return {"seconds": conditions.idle_seconds()}
+
+    def look(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """The GPU's clocks as they are, then how long it takes to do next to nothing."""
+        if self.nvml is None:
+            self.nvml = (conditions.nvml(),)
+        known = conditions.clocks(*self.nvml[0]) if self.nvml[0] else {}
+        return {**known, "idle_ms": conditions.idle_seconds() * 1e3}
 
     def drop(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Forget slots, to free memory."""
@@ -346,6 +353,7 @@ def serve(sock: socket.socket) -> None:
         "baselines",
         "time",
         "idle",
+        "look",
         "drop",
         "peaks",
     )

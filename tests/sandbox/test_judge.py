@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ from sandbox.contract import Candidate, Fill, Passed, Task, TensorSpec, Verdict,
 from sandbox.devices import detect
 from sandbox.errors import TaskError, WorkerLost
 from sandbox.judge import Judge
+from sandbox.launch import Order, Worker
+from sandbox.local import LocalLauncher
 from sandbox.toolchain import Toolchain
 
 REFERENCE = """\
@@ -40,6 +43,16 @@ def candidate(body: str, before: str = "") -> Candidate:
     return Candidate(
         task="add", target="cpu", source=f"{HEADERS}{before}\n{head} {{ {body} }}\n", operator="import", proposer="test"
     )
+
+
+class Workers(LocalLauncher):
+    """Counts the workers that were asked for."""
+
+    started = 0
+
+    def worker(self, order: Order) -> AbstractContextManager[Worker]:
+        self.started += 1
+        return super().worker(order)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +98,7 @@ def test_honest_kernel_passes_with_timings_on_every_search_workload(judge: Judge
     assert {"eager", "compile"} <= set(found.timings[0].baselines)
     assert {check.workload for check in found.checks} == {w.name for w in (*task.workloads, *task.held_out)}
     assert set(found.speedup) == set(found.timings[0].baselines)
+    assert set(found.timings[0].missing) == {"library:refuses", "library:wrong"}
     assert not found.confirmed
     assert judgement.candidate == candidate(LOOP).id
     assert "torch" in judgement.versions
@@ -93,9 +107,26 @@ def test_honest_kernel_passes_with_timings_on_every_search_workload(judge: Judge
 def test_baselines_that_fail_or_lie_are_left_out_with_the_reason(judge: Judge, task: Task) -> None:
     room = judge.open(task)
     name = task.workloads[0].name
-    assert "no such backend" in room.failures[f"library:refuses on {name}"]
-    assert "wrong" in room.failures[f"library:wrong on {name}"]
+    assert "no such backend" in room.failures[name]["library:refuses"]
+    assert "wrong" in room.failures[name]["library:wrong"]
     assert "library:wrong" not in room.baselines[name]
+
+
+def test_whoever_is_far_ahead_of_everything_known_is_timed_in_a_second_worker(
+    judge: Judge, task: Task, tmp_path: Path
+) -> None:
+    (tmp_path / "reference.py").write_text(
+        "import time\n\ndef reference(total, x, y):\n    time.sleep(0.005)\n    total += 1\n    return x + y\n"
+    )
+    slow = task.model_copy(update={"folder": tmp_path, "version": "slow"})
+    workers = Workers()
+    with Judge(judge.device, judge.toolchain, workers, call_timeout_s=2.0) as own:
+        found = own.judge(slow, candidate(LOOP)).verdict
+        assert isinstance(found, Passed)
+        assert workers.started == 2
+        # Now that such a kernel is known, a second one surprises nobody.
+        assert isinstance(own.judge(slow, candidate(LOOP + ";")).verdict, Passed)
+        assert workers.started == 3
 
 
 def test_confirming_measures_again_with_more_rounds(judge: Judge, task: Task) -> None:
