@@ -121,12 +121,8 @@ def test_whoever_is_far_ahead_of_everything_known_is_timed_in_a_second_worker(
     slow = task.model_copy(update={"folder": tmp_path, "version": "slow"})
     workers = Workers()
     with Judge(judge.device, judge.toolchain, workers, call_timeout_s=2.0) as own:
-        found = own.judge(slow, candidate(LOOP)).verdict
-        assert isinstance(found, Passed)
+        assert isinstance(own.judge(slow, candidate(LOOP)).verdict, Passed)
         assert workers.started == 2
-        # Now that such a kernel is known, a second one surprises nobody.
-        assert isinstance(own.judge(slow, candidate(LOOP + ";")).verdict, Passed)
-        assert workers.started == 3
 
 
 def test_confirming_measures_again_with_more_rounds(judge: Judge, task: Task) -> None:
