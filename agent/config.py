@@ -75,6 +75,8 @@ class RunConfig(BaseModel):
     """Language models that write kernels; several are chosen among by what they achieve and cost."""
     command: str = ""
     """A program that writes kernels: prompt on standard input, reply on standard output."""
+    slots: int | None = Field(default=None, ge=1, le=64)
+    """Requests to models that are open at a time; None means a few, or one where all models are near."""
     prompts: Path | None = None
     """Folder of templates that stand in for ours of the same name."""
     seed: int = 0

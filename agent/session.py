@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,10 @@ from sandbox.errors import BadInput
 from sandbox.judge import Judge
 from sandbox.launch import Launcher
 from sandbox.toolchain import Toolchain
+
+
+SLOTS = 4
+"""Requests that are open at a time where a model is elsewhere, unless told otherwise."""
 
 
 class Outcome(Record):
@@ -161,10 +166,12 @@ def _search(
         )
     )
     seen: list[Event] = []
+    one_at_a_time = threading.Lock()
 
     def keep(event: Event) -> None:
-        seen.append(event)
-        report(event)
+        with one_at_a_time:
+            seen.append(event)
+            report(event)
 
     with contextlib.ExitStack() as stack:
         tools = stack.enter_context(toolchain(launcher))
@@ -226,21 +233,28 @@ def _engineer(
             asked.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
         if config.command:
             asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
-        yield Engineer(
-            Desk(
-                task=task,
-                seeds=seeds,
-                device=device,
-                rng_seed=config.seed,
-                archive=archive,
-                run_id=run.id,
-                writers=asked,
-                ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
-                budget_evals=config.budget.evals,
-                report=report,
-                templates=config.prompts,
-            )
+        desk = Desk(
+            task=task,
+            seeds=seeds,
+            device=device,
+            rng_seed=config.seed,
+            archive=archive,
+            run_id=run.id,
+            writers=asked,
+            ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
+            budget_evals=config.budget.evals,
+            report=report,
+            templates=config.prompts,
+            slots=slots(config),
         )
+        yield stack.enter_context(Engineer(desk))
+
+
+def slots(config: RunConfig) -> int:
+    """How many requests to models are open at a time; one where models run on the machine that measures."""
+    if config.slots is not None:
+        return config.slots
+    return SLOTS if any(not endpoint.local for endpoint in config.models) else 1
 
 
 def suitable(

@@ -26,7 +26,7 @@ from sandbox.errors import Infrastructure
 if TYPE_CHECKING:
     from agent.session import Outcome
 
-DRAINING = "interrupted: the running evaluation is finished first; press Ctrl-C again to stop at once"
+DRAINING = "interrupted: the running evaluation and open requests are finished first; Ctrl-C again stops at once"
 
 
 def run(
@@ -46,6 +46,9 @@ def run(
     ] = None,
     command: Annotated[
         str | None, typer.Option(help="A program that writes kernels: prompt on stdin, reply on stdout.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Requests to models that are open while another candidate is judged.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompt templates.")] = None,
     archive: ArchivePath = None,
@@ -71,6 +74,7 @@ def run(
         "proposer": proposer,
         "models": [{"name": name, "model": name, "base_url": base_url} for name in model or ()] or None,
         "command": command,
+        "slots": slots,
         "prompts": prompts,
         "archive": archive,
         "out": out_dir,
