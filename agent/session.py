@@ -28,7 +28,6 @@ from sandbox.judge import Judge
 from sandbox.launch import Launcher
 from sandbox.toolchain import Toolchain
 
-
 SLOTS = 4
 """Requests that are open at a time where a model is elsewhere, unless told otherwise."""
 

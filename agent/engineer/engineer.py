@@ -50,6 +50,8 @@ class Engineer:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._slots = Slots()
+        self._past: list[Exchange] = []
+        """The exchanges of attempts that have ended."""
         self._unreachable: dict[str, str] = {}
         """Models that will not answer in this process any more, and why."""
         self._over_budget = ""
@@ -75,6 +77,7 @@ class Engineer:
         taken = {candidate.id for candidate, _ in judged}
         if untried := [seed for seed in desk.seeds if seed.id not in taken]:
             return untried[:n]
+        self._read()
         while self._slots.ready:
             self._collect()
         if desk.slots > 1:
@@ -96,7 +99,7 @@ class Engineer:
         """The first candidate that was written and not judged; None once ATTEMPTS came to nothing, or none is made."""
         in_vain = 0
         while True:
-            if ahead := memory.waiting(self._ended(), judged):
+            if ahead := memory.waiting(self._past, judged):
                 return self.desk.archive.candidate(ahead[0])
             if in_vain < ATTEMPTS:
                 self._fill(judged)
@@ -119,34 +122,36 @@ class Engineer:
             self._unreachable[vain.model] = vain.unreachable
         if vain is not None and vain.over_budget:
             self._over_budget = vain.over_budget
+        self._read()
+
+    def _read(self) -> None:
+        exchanges = self.desk.archive.exchanges(self.desk.run_id)
+        self._past = [exchange for exchange in exchanges if exchange.attempt not in self._slots.open]
 
     def _free(self, judged: Sequence[Judged]) -> int:
         """Slots that are free, as far as evaluations are left for what comes of them."""
-        taken = len(self._slots.open) + len(memory.waiting(self._ended(), judged))
-        return min(self.desk.slots - taken, self._room(judged))
+        return min(self.desk.slots - self._ahead(judged), self._room(judged))
 
     def _room(self, judged: Sequence[Judged]) -> int:
         """Evaluations that are left beside those for candidates on their way."""
-        ahead = len(self._slots.open) + len(memory.waiting(self._ended(), judged))
-        return self.desk.budget_evals - len(judged) - ahead
+        return self.desk.budget_evals - len(judged) - self._ahead(judged)
 
-    def _ended(self) -> list[Exchange]:
-        """The exchanges of attempts that have ended."""
-        exchanges = self.desk.archive.exchanges(self.desk.run_id)
-        return [exchange for exchange in exchanges if exchange.attempt not in self._slots.open]
+    def _ahead(self, judged: Sequence[Judged]) -> int:
+        """How many candidates are being written or wait to be handed over."""
+        return len(self._slots.open) + len(memory.waiting(self._past, judged))
 
     # ------------------------------------------------------------ whether to go on
 
     def _enough(self, judged: Sequence[Judged]) -> str | None:
         """Why the search should end."""
-        usd = memory.spending(self._ended(), judged)
+        usd = memory.spending(self._past, judged)
         return self._over_budget or stopping.should_stop(judged, usd, self.desk.budget_evals)
 
     def _silent(self) -> str:
         """Why no model is asked any more; empty while one is."""
         if all(writer.model.name in self._unreachable for writer in self.desk.writers):
             return "; ".join(f"{name}: {why}" for name, why in self._unreachable.items())
-        in_vain = memory.fruitless(self._ended())
+        in_vain = memory.fruitless(self._past)
         return f"the last {in_vain} replies came to no new kernel" if in_vain >= GIVE_UP else ""
 
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
@@ -166,7 +171,7 @@ class Engineer:
 
     def _attempt(self, judged: Sequence[Judged]) -> Attempt:
         """A broken kernel is repaired first; then whom to improve is drawn, and how and by whom the bandit says."""
-        number = 1 + max([*self._slots.open, *memory.numbers(self.desk.archive.exchanges(self.desk.run_id))], default=0)
+        number = 1 + max([*self._slots.open, *memory.numbers(self._past)], default=0)
         rng = random.Random(f"{self.desk.rng_seed} {number}")
         given, operators = self._subject(judged, rng)
         arm = self._arm(judged, operators)
@@ -190,16 +195,15 @@ class Engineer:
         return (_pair(choice.parent), _pair(mate)), IMPROVING
 
     def _arm(self, judged: Sequence[Judged], operators: Sequence[Operator]) -> Arm:
-        ended = self._ended()
         names = [w.model.name for w in self.desk.writers if w.model.name not in self._unreachable]
         arms = [Arm(model=name, operator=operator) for name in names for operator in operators]
-        pending = [*(attempt.arm for attempt in self._slots.open.values()), *memory.pending(ended, judged)]
-        return bandit.choose(arms, memory.observations(ended, judged), pending=pending)
+        pending = [*(attempt.arm for attempt in self._slots.open.values()), *memory.pending(self._past, judged)]
+        return bandit.choose(arms, memory.observations(self._past, judged), pending=pending)
 
     def _on_their_way(self, judged: Sequence[Judged]) -> list[tuple[str, ...]]:
         """The parents of each candidate that is being written, or waits for its verdict."""
         open_ = [tuple(parent.id for parent, _ in attempt.parents) for attempt in self._slots.open.values()]
-        ahead = [self.desk.archive.candidate(name).parents for name in memory.waiting(self._ended(), judged)]
+        ahead = [self.desk.archive.candidate(name).parents for name in memory.waiting(self._past, judged)]
         return [*open_, *ahead]
 
     def _repairable(self, judged: Sequence[Judged]) -> bool:
@@ -221,7 +225,7 @@ class Engineer:
         own = {candidate.id for candidate, _ in given}
         ranked = sorted(elites(judged, desk.task, desk.device).values(), key=lambda entry: -entry.score)
         others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
-        tried = memory.ideas(self._ended(), judged)
+        tried = memory.ideas(self._past, judged)
         lineage = ideas.of_lineage(tried, given[0][0].id, desk.archive.edges()) if given else []
         return Context(
             task=desk.task,
