@@ -94,7 +94,7 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
         raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
     _chosen(config)
     device = devices.detect(config.target)
-    config = _absolute(config)
+    config = priced(_absolute(config))
     task = tasks.load(config.task, device.target)
     suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
@@ -224,12 +224,12 @@ def _engineer(
     names = writers(config)
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
-    known = prices.load()
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:
-            client, price = stack.enter_context(contextlib.closing(Client(endpoint))), prices.price_of(endpoint, known)
-            asked.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
+            client = stack.enter_context(contextlib.closing(Client(endpoint)))
+            model = Recorded(client, archive, run.id, endpoint.price)
+            asked.append(Writer(model, endpoint.price, endpoint.max_tokens))
         if config.command:
             asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
         desk = Desk(
@@ -247,6 +247,15 @@ def _engineer(
             slots=slots(config),
         )
         yield stack.enter_context(Engineer(desk))
+
+
+def priced(config: RunConfig) -> RunConfig:
+    """The same with the prices of today, which the run keeps."""
+    from agent.models import prices
+
+    known = prices.load() if config.models else {}
+    models = tuple(end.model_copy(update={"price": prices.price_of(end, known)}) for end in config.models)
+    return config.model_copy(update={"models": models})
 
 
 def slots(config: RunConfig) -> int:

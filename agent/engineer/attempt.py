@@ -18,9 +18,9 @@ from agent.engineer import ideas, memory
 from agent.engineer.bandit import Arm
 from agent.engineer.records import Context, Message, Operator, Plan
 from agent.engineer.reply import Unusable, read_plan, read_source
-from agent.models.endpoint import Reply
+from agent.models.endpoint import Price, Reply
 from agent.models.ledger import Ledger, OverCap
-from agent.models.prices import Price, cost, reserve
+from agent.models.prices import cost, reserve
 from agent.models.recording import Recorded
 from agent.steps import Asking, Event, Judged, Unused, trajectory
 from archive import Archive

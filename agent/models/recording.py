@@ -11,8 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from agent.engineer.records import Message
-from agent.models.endpoint import Failed, Model, Reply, Usage
-from agent.models.prices import Price, cost
+from agent.models.endpoint import Failed, Model, Price, Reply, Usage
+from agent.models.prices import cost
 from archive import Archive, Exchange
 from archive.records import canonical, content_id
 

@@ -11,9 +11,8 @@ from agent import steps, tasks
 from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
 from agent.models.client import Client
-from agent.models.endpoint import Endpoint, Failed, Model, Reply, Usage
+from agent.models.endpoint import Endpoint, Failed, Model, Price, Reply, Usage
 from agent.models.ledger import Ledger
-from agent.models.prices import Price
 from agent.models.recording import Recorded, Replay
 from agent.proposers import NothingLeft
 from archive import Archive, Run

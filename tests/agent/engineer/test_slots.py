@@ -15,9 +15,8 @@ from agent.config import Budget
 from agent.engineer import memory
 from agent.engineer.engineer import Desk, Engineer, Writer
 from agent.engineer.records import Message
-from agent.models.endpoint import Failed, Reply, Usage
+from agent.models.endpoint import Failed, Price, Reply, Usage
 from agent.models.ledger import Ledger
-from agent.models.prices import Price
 from agent.models.recording import Recorded
 from agent.steps import Clients, Composition
 from archive import Archive, Run
