@@ -215,6 +215,8 @@ def _engineer(
 ) -> Iterator[Proposer]:
     """With clients for the run's models. BadInput where a key is missing, or two models have one name."""
     # Imported here: the tuner's runs need no client.
+    from agent.engineer import retrieval
+    from agent.engineer.contexts import FOREIGN
     from agent.engineer.engineer import Desk, Engineer, Writer
     from agent.models import prices
     from agent.models.client import Client
@@ -244,6 +246,7 @@ def _engineer(
             budget_evals=config.budget.evals,
             report=report,
             templates=config.prompts,
+            related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),
             slots=slots(config),
         )
         yield stack.enter_context(Engineer(desk))

@@ -18,6 +18,7 @@ from agent.engineer import ideas, memory
 from agent.engineer.bandit import Arm
 from agent.engineer.records import Context, Message, Operator, Plan
 from agent.engineer.reply import Unusable, read_plan, read_source
+from agent.engineer.retrieval import Related
 from agent.models.endpoint import Price, Reply
 from agent.models.ledger import Ledger, OverCap
 from agent.models.prices import cost, reserve
@@ -65,6 +66,8 @@ class Desk:
     """Called from any thread."""
     templates: Path | None = None
     """A folder of the user's own templates."""
+    related: Sequence[Related] = ()
+    """Kernels of other tasks, the most telling first."""
     slots: int = 1
     """Attempts under way at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)

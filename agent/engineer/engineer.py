@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from agent.engineer import bandit, ideas, memory, parents, stopping
+from agent.engineer import bandit, memory, parents, stopping
 from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
-from agent.engineer.niches import elites
-from agent.engineer.records import Context, Exhibit, Operator
+from agent.engineer.contexts import context
+from agent.engineer.records import Context, Operator
 from agent.engineer.scores import Scored
 from agent.engineer.slots import Slots
 from agent.proposers import History, NothingLeft
@@ -36,7 +36,6 @@ SWEEP = 4
 """Variants of an accepted structure that the tuner tries."""
 REPAIRS = 2
 """Repairs of a repair."""
-INSPIRATIONS = 2
 IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify")
 
 
@@ -221,20 +220,9 @@ class Engineer:
         return repairs < REPAIRS
 
     def _context(self, operator: Operator, given: tuple[Judged, ...], judged: Sequence[Judged]) -> Context:
-        desk = self.desk
-        own = {candidate.id for candidate, _ in given}
-        ranked = sorted(elites(judged, desk.task, desk.device).values(), key=lambda entry: -entry.score)
-        others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
-        tried = memory.ideas(self._past, judged)
-        lineage = ideas.of_lineage(tried, given[0][0].id, desk.archive.edges()) if given else []
-        return Context(
-            task=desk.task,
-            device=desk.device,
-            operator=operator,
-            parents=tuple(Exhibit(candidate=c, judgement=j) for c, j in given),
-            inspirations=tuple(Exhibit(candidate=e.candidate, judgement=e.judgement) for e in others),
-            ideas=tuple(lineage),
-        )
+        desk, tried = self.desk, memory.ideas(self._past, judged)
+        edges = desk.archive.edges()
+        return context(desk.task, desk.device, operator, given, judged, tried, edges, desk.related)
 
 
 def _pair(entry: Scored) -> Judged:
