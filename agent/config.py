@@ -24,6 +24,7 @@ from sandbox.errors import BadInput
 PREFIX = "WARPSMITH_"
 READ_ELSEWHERE = ("WARPSMITH_DOCKER_GPU",)
 DEFAULT_TOML = Path("warpsmith.toml")
+NO_TASK = "no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them"
 
 
 def default_archive() -> str:

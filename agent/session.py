@@ -10,15 +10,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from platformdirs import user_cache_path
 
 from agent import compose, fitness, graph, proposers, steps, tasks
-from agent.config import RunConfig
+from agent.config import NO_TASK, RunConfig
 from agent.models.command import Command
 from agent.proposers import Proposer
-from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
+from agent.steps import Clients, Composed, Composition, Ended, Event, Judged, Winners
 from archive import Archive, Row, Run, rows
 from archive.records import exact
 from sandbox import devices, launch
@@ -27,6 +27,9 @@ from sandbox.errors import BadInput
 from sandbox.judge import Judge
 from sandbox.launch import Launcher
 from sandbox.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    from agent.preview import Preview
 
 SLOTS = 4
 """Requests that are open at a time where a model is elsewhere, unless told otherwise."""
@@ -91,7 +94,7 @@ def toolchain(launcher: Launcher | None = None) -> Toolchain:
 def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
     if not config.task:
-        raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
+        raise BadInput(NO_TASK)
     _chosen(config)
     device = devices.detect(config.target)
     config = priced(_absolute(config))
@@ -109,6 +112,33 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
         )
         archive.start_run(run)
         return _search(archive, run, config, task, sandbox, announce, report, on_drain)
+
+
+def preview(config: RunConfig) -> Preview:
+    """What a new run would ask first and might cost; nothing is asked, judged or recorded."""
+    from agent import preview as previews
+    from agent.engineer import retrieval
+    from agent.engineer.contexts import FOREIGN
+
+    if not config.task:
+        raise BadInput(NO_TASK)
+    if _chosen(config)[0] != "engineer":
+        raise BadInput("a dry run shows what a model would read: give --model NAME or --command PROGRAM")
+    _refuse_doubled(writers(config))
+    device = devices.detect(config.target)
+    config = priced(_absolute(config))
+    task = tasks.load(config.task, device.target)
+    seeds, _ = suitable(task, device, config.seed_kernels, required=False)
+    judged: list[Judged] = []
+    related: list[retrieval.Related] = []
+    if "://" in config.archive or Path(config.archive).exists():
+        with Archive.open(config.archive) as archive:
+            known = [(s, archive.judged(s.id, task.version, task.target, device.name)) for s in seeds]
+            judged = [(seed, judgement) for seed, judgement in known if judgement]
+            related = retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN)
+    rates = [previews.Rate(model=end.name, price=end.price, max_tokens=end.max_tokens) for end in config.models]
+    rates += [previews.Rate(model=name, price=None, max_tokens=0) for name in writers(config)[len(rates) :]]
+    return previews.preview(config, task, device, seeds, judged, related, rates)
 
 
 def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
@@ -203,6 +233,11 @@ def writers(config: RunConfig) -> list[str]:
     return [*(endpoint.name for endpoint in config.models), *own]
 
 
+def _refuse_doubled(names: Sequence[str]) -> None:
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
+
+
 @contextlib.contextmanager
 def _engineer(
     archive: Archive,
@@ -223,9 +258,7 @@ def _engineer(
     from agent.models.ledger import Ledger
     from agent.models.recording import Recorded
 
-    names = writers(config)
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
+    _refuse_doubled(writers(config))
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:

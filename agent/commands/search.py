@@ -60,6 +60,9 @@ def run(
     seed_kernel: Annotated[
         list[Path] | None, typer.Option(help="A kernel of your own to start from; may be given several times.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the first prompts and what a run may cost; ask and judge nothing.")
+    ] = False,
     config: Toml = None,
     as_json: Json = False,
 ) -> None:
@@ -85,6 +88,9 @@ def run(
         "seed_kernels": seed_kernel or None,
     }
     wanted = configuration.load(flags, config)
+    if dry_run:
+        _preview(wanted, as_json)
+        return
     with display(err) as shown:
         try:
             outcome = session.start(wanted, shown.announce, shown.report, lambda: shown.say(DRAINING))
@@ -123,6 +129,16 @@ def resume(
                 shown.say(_how_to_resume(found.id, where))
                 raise
     _finish(outcome, where, as_json)
+
+
+def _preview(wanted: configuration.RunConfig, as_json: bool) -> None:
+    from agent import session
+
+    found = session.preview(wanted)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        out.print(render.preview(found), soft_wrap=True)
 
 
 def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
