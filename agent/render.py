@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from agent.costs import Costs, Share
     from agent.doctor import Finding
     from agent.preview import Preview
+    from agent.replay import Read, Replayed
     from agent.session import Outcome
     from agent.stopwatch import Times
     from agent.tasks import Overview
@@ -180,6 +181,32 @@ def _shares(names: tuple[str, ...], shares: Sequence[Share]) -> Table:
         numbers = (str(share.exchanges), str(share.failed), *tokens, f"{share.seconds:.0f}", usd(share.usd))
         table.add_row(*share.of, *numbers)
     return table
+
+
+def replayed(found: Replayed) -> RenderableType:
+    """What a replay found, beside the record."""
+    same = sum(read.same for read in found.read)
+    lines = [f"run {found.run}: {same} of {len(found.read)} recorded replies give the candidate they gave then"]
+    lines += [f"  {short(read.candidate)}: {_instead(read)}" for read in found.read if not read.same]
+    if found.again is None:
+        return Text("\n".join(lines))
+    agreeing = sum(each.same for each in found.compared)
+    lines += [f"run {found.again}: {agreeing} of {len(found.compared)} verdicts are of the same kind as then"]
+    table = _table()
+    table.add_column("candidate", no_wrap=True)
+    for name in ("what", f"then, on {found.device_then}", f"now, on {found.device_now}"):
+        table.add_column(name, overflow="fold")
+    for each in found.compared:
+        style = "" if each.same else "red"
+        what = each.candidate.note or each.candidate.operator
+        confirmed = isinstance(each.then.verdict, Passed) and each.then.verdict.confirmed
+        words = (verdict_words(each.then), verdict_words(each.now))
+        table.add_row(short(each.candidate.id), f"{what}{' (confirmed)' if confirmed else ''}", *words, style=style)
+    return Group(table, Text("\n" + "\n".join(lines)))
+
+
+def _instead(read: Read) -> str:
+    return f"now {short(read.found)}" if read.found else f"now no kernel: {read.reason}"
 
 
 def preview(found: Preview) -> RenderableType:

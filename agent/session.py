@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Literal
 from platformdirs import user_cache_path
 
 from agent import compose, fitness, graph, proposers, steps, tasks
+from agent import replay as replays
 from agent.config import NO_TASK, RunConfig
 from agent.models.command import Command
 from agent.proposers import Proposer
+from agent.replay import Compared, Read, Replayed
 from agent.steps import Clients, Composed, Composition, Ended, Event, Judged, Winners
 from archive import Archive, Row, Run, rows
 from archive.records import exact
@@ -143,18 +145,67 @@ def preview(config: RunConfig) -> Preview:
 
 def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Continue a run from the archive's record of it. BadInput where the machine or the task is another than before."""
+    if run.note.startswith(replays.NOTE):
+        raise BadInput(f"run {run.id} is a {run.note}: nothing is left to search; replay that run again")
     config = RunConfig.model_validate(run.config)
-    task = tasks.load(config.task, run.target)
-    if task.version != run.task_version:
-        raise BadInput(
-            f"run {run.id} judged {run.task} {run.task_version}, which is now {task.version}: start a new run"
-        )
+    task = _same_task(run, config.task, "start a new run")
     device = devices.detect(run.target)
     if device.name != run.device:
         raise BadInput(f"run {run.id} was on {run.device!r}, this machine has {device.name!r}: resume it there")
     _require_writable(config.out)
     with _sandbox(config, device) as sandbox:
         return _search(archive, run, config, task, sandbox, announce, report, on_drain)
+
+
+def replay(archive: Archive, run: Run, task: str | None, judging: bool, report: Report) -> Replayed:
+    """A recorded run again: its replies read anew and, where `judging`, its candidates judged anew into a new run.
+
+    `task` names the task where it lies elsewhere than for the run. BadInput where it is another than that of the run.
+    """
+    config = RunConfig.model_validate(run.config)
+    found = _same_task(run, task or config.task, "give the task of that time with --task PATH")
+    read = tuple(replays.read_again(archive, run.id, found))
+    if not judging:
+        return _replayed(run, None, run.device, read, [])
+    device = devices.detect(run.target)
+    own = Run(
+        **run.model_dump(include={"task", "task_version", "target", "config", "rng_seed"}),
+        device=device.name,
+        note=f"{replays.NOTE}{run.id}",
+    )
+    archive.start_run(own)
+    try:
+        with (
+            _sandbox(config, device) as (launcher, _),
+            toolchain(launcher) as tools,
+            Judge(device, tools, launcher) as judge,
+        ):
+            compared = replays.judge_again(archive, run, own.id, found, judge, report)
+    except BaseException:
+        archive.update_run(own.id, status="failed")
+        raise
+    archive.update_run(own.id, status="finished")
+    return _replayed(run, own.id, device.name, read, compared)
+
+
+def _replayed(run: Run, again: str | None, device: str, read: Sequence[Read], compared: Sequence[Compared]) -> Replayed:
+    return Replayed(
+        run=run.id,
+        again=again,
+        task=run.task,
+        device_then=run.device,
+        device_now=device,
+        read=tuple(read),
+        compared=tuple(compared),
+    )
+
+
+def _same_task(run: Run, place: str, otherwise: str) -> Task:
+    """The task of a run; BadInput where it has changed since."""
+    task = tasks.load(place, run.target)
+    if task.version != run.task_version:
+        raise BadInput(f"run {run.id} judged {run.task} {run.task_version}, which is now {task.version}: {otherwise}")
+    return task
 
 
 @contextlib.contextmanager

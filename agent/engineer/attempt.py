@@ -200,12 +200,12 @@ def _ask(desk: Desk, attempt: Attempt, purpose: str, messages: Sequence[Message]
 
 
 def _candidate(desk: Desk, attempt: Attempt, context: Context, source: str) -> Candidate:
-    own = plan.parse(source, desk.task)
+    parent = attempt.parents[0][0] if attempt.parents else None
     return Candidate(
         task=desk.task.name,
         target=desk.task.target,
         source=source,
-        tunables=plan.settle(own, _kept(own, attempt.parents)),
+        tunables=tunables_of(source, desk.task, parent),
         parents=tuple(parent.id for parent, _ in attempt.parents),
         operator=RECORDED_AS.get(attempt.operator, "propose"),
         proposer=attempt.writer.model.name,
@@ -213,10 +213,11 @@ def _candidate(desk: Desk, attempt: Attempt, context: Context, source: str) -> C
     )
 
 
-def _kept(own: plan.Plan, given: Sequence[Judged]) -> dict[str, int]:
-    """The parent's values of those tunables that the child still has."""
-    before = given[0][0].tunables if given else {}
-    return {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices}
+def tunables_of(source: str, task: Task, parent: Candidate | None) -> dict[str, int]:
+    """The source's defaults, and the parent's values of those tunables that it still has."""
+    own = plan.parse(source, task)
+    before = parent.tunables if parent else {}
+    return plan.settle(own, {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices})
 
 
 def _keep(desk: Desk, attempt: Attempt, candidate: Candidate, asked: Sequence[Recorded]) -> None:
