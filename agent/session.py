@@ -304,18 +304,21 @@ def _engineer(
     from agent.engineer import retrieval
     from agent.engineer.contexts import FOREIGN
     from agent.engineer.engineer import Desk, Engineer, Writer
+    from agent.engineer.reply import plan_schema
     from agent.models import prices
-    from agent.models.client import Client
+    from agent.models.client import Client, Shape, Shaped
     from agent.models.ledger import Ledger
     from agent.models.recording import Recorded
 
     _refuse_doubled(writers(config))
+    plan = Shape(name="plan", schema_=plan_schema())
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:
             client = stack.enter_context(contextlib.closing(Client(endpoint)))
             model = Recorded(client, archive, run.id, endpoint.price)
-            asked.append(Writer(model, endpoint.price, endpoint.max_tokens))
+            planner = Recorded(Shaped(client, plan), archive, run.id, endpoint.price)
+            asked.append(Writer(model, endpoint.price, endpoint.max_tokens, planner))
         if config.command:
             asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
         desk = Desk(

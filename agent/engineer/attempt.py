@@ -47,6 +47,8 @@ class Writer:
     model: Recorded
     price: Price | None
     max_tokens: int
+    planner: Recorded | None = None
+    """The same model, asked for plans in the shape of a plan; None where it knows of none."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ def _ask(desk: Desk, attempt: Attempt, purpose: str, messages: Sequence[Message]
         if desk.stopped.is_set():
             raise _Stopped
         desk.report(Asking(writer.model.name, purpose))
-        asked.append(writer.model.about(purpose, attempt.number))
+        planning = purpose.startswith(memory.PLANNING)
+        model = writer.planner if planning and writer.planner else writer.model
+        asked.append(model.about(purpose, attempt.number))
         answer = asked[-1].complete(messages)
         usd = cost(answer.usage, writer.price).usd
     finally:
