@@ -1,5 +1,6 @@
 """Several attempts under way: nothing is lost, judged twice or paid for over budget, in whatever order they end."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,15 +8,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from agent import graph, steps, tasks
 from agent.config import Budget
 from agent.engineer import memory
+from agent.engineer.attempt import PLANNED
 from agent.engineer.engineer import Desk, Engineer, Writer
-from agent.engineer.records import Message
-from agent.models.endpoint import Failed, Price, Reply, Usage
+from agent.engineer.records import Message, Operator
+from agent.models.client import Client
+from agent.models.endpoint import Endpoint, Failed, Model, Price, Reply, Usage
 from agent.models.ledger import Ledger
 from agent.models.recording import Recorded
 from agent.steps import Clients, Composition
@@ -24,6 +28,7 @@ from archive.records import exact
 from sandbox.contract import BuildFailed, Candidate
 from sandbox.errors import ArchiveUnusable, WorkerLost
 from tests.agent.engineer.test_engineer import kernel, plan
+from tests.agent.models.openai_server import Turn, serving
 from tests.agent.test_graph import CPU, ScriptedJudge
 
 PATIENCE_S = 30.0
@@ -43,6 +48,7 @@ class Author:
         self.planned = first - 1
         self.asked = 0
         self.before: Callable[[int], None] = lambda number: None
+        self.kernel: Callable[[int], str] = kernel
         self._lock = threading.Lock()
 
     def complete(self, messages: Sequence[Message]) -> Reply | Failed:
@@ -54,7 +60,7 @@ class Author:
                 self.planned += 1
             number = self.planned if wants_plan or not found else int(found[1])
         self.before(0 if wants_plan else number)
-        text = plan(f"widen step {number}") if wants_plan else kernel(number)
+        text = plan(f"widen step {number}") if wants_plan else self.kernel(number)
         return Reply(text=text, finish="stop", usage=Usage(usd=float(CALL_USD)), seconds=0.1, model="m")
 
 
@@ -66,7 +72,7 @@ class Workshop:
         self.budget = Budget(evals=evals, seconds=1e6, usd=float(cap))
         self.seeds = tasks.seeds(self.task)[:1]
         self.judge = ScriptedJudge(lambda candidate: (6.0, 6.0))
-        self.author = Author()
+        self.author: Model = Author()
         self.events: list[steps.Event] = []
         self.archive = Archive.open(self.path)
         self.run_id = "r1"
@@ -281,10 +287,71 @@ def test_archive_that_fails_in_an_attempt_stops_the_run(open_workshop: Callable[
     assert workshop.archive.run("r1").status == "failed"
 
 
+def test_every_operator_finds_its_way_into_the_archive(open_workshop: Callable[..., Workshop]) -> None:
+    """Kernels of two kinds, so that there is somebody to cross, and every fifth is broken."""
+    workshop = open_workshop(slots=3, evals=16)
+    workshop.seeds = []
+    workshop.author.kernel = lambda n: kernel(n).replace("for (", "#pragma omp simd\n    for (") if n % 2 else kernel(n)
+    broken = BuildFailed(log="error: no")
+    workshop.judge.speed = lambda candidate: broken if _step(candidate) % 5 == 0 else later_is_faster(candidate)
+    assert workshop.run() == "finished"
+    exchanges = workshop.archive.exchanges("r1")
+    assert {e.operator for e in exchanges if e.candidate} - {f"plan {o}" for o in PLANNED} == set(get_args(Operator))
+    assert len(workshop.judge.judged) == len(set(workshop.judge.judged)) == 16
+    workshop.check_books()
+
+
+TURNS = [
+    Turn(status=429, headers={"retry-after": "1"}),
+    Turn(status=500),
+    Turn(keep=0.5),
+    Turn(wait_s=2.0),
+    Turn(""),
+    Turn("", refusal="I cannot help with that."),
+    Turn(body=b"<html>"),
+    Turn("x" * 1_000_000),
+    Turn(kernel(1)[:-20], finish="length"),
+    Turn(f"{kernel(1)}\n{kernel(2)}"),
+    Turn(kernel(1).replace("void toy", "void toys")),
+    Turn('{"kernel": '),
+    Turn("I would use shared memory.", usage=None),
+]
+
+
+def test_all_that_endpoints_do_at_once_ends_in_one_line_each_and_whole_books(
+    open_workshop: Callable[..., Workshop], tmp_path: Path
+) -> None:
+    workshop = open_workshop(slots=4, evals=6)
+    workshop.seeds = []
+    mixed = [turn for number, bad in enumerate(TURNS, 10) for turn in (bad, Turn(kernel(number), cost=0.0123))]
+    with serving(*mixed, Turn("I would use shared memory.", usage=None)) as server:
+        endpoint = Endpoint(name="author", model="m", base_url=server.url, key_env="", timeout_s=0.5)
+        with contextlib.closing(Client(endpoint, sleep=lambda seconds: None)) as client:
+            workshop.author = client
+            assert workshop.run() == "finished"
+    workshop.check_books()
+    assert workshop.waiting() == []
+    reasons = [event.reason for event in workshop.events if isinstance(event, steps.Unused)]
+    assert reasons
+    assert all(reason and "\n" not in reason for reason in reasons)
+    exchanges = workshop.archive.exchanges("r1")
+    # One line for each exchange that brought no kernel; a plan and a first reply in vain belong to what came of them.
+    assert len(reasons) >= sum(exchange.candidate is None for exchange in exchanges)
+    written = workshop.archive.export(tmp_path / "all.jsonl")
+    with Archive.open(tmp_path / "again.db") as again:
+        again.import_(tmp_path / "all.jsonl")
+        assert again.export(tmp_path / "again.jsonl") == written
+
+
 def later_is_faster(candidate: Candidate) -> tuple[float, ...]:
     """So that the search does not stand still."""
-    step = re.search(r"step (\d+)", candidate.note)
-    return (6.0 * 0.98 ** int(step[1]) if step else 6.0,) * 2
+    return (6.0 * 0.98 ** _step(candidate),) * 2
+
+
+def _step(candidate: Candidate) -> int:
+    """The number of the plan or the request that a kernel is of."""
+    found = re.search(r"0 \* (\d+)", candidate.source)
+    return int(found[1]) if found else 0
 
 
 def test_killed_at_any_request_or_judgement_nothing_is_lost_or_judged_twice(
