@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from agent import graph, steps, tasks
-from agent.config import Budget
+from agent.config import Budget, RunConfig
 from agent.engineer import memory
 from agent.engineer.attempt import PLANNED
 from agent.engineer.engineer import Desk, Engineer, Writer
@@ -22,6 +22,7 @@ from agent.models.client import Client
 from agent.models.endpoint import Endpoint, Failed, Model, Price, Reply, Usage
 from agent.models.ledger import Ledger
 from agent.models.recording import Recorded
+from agent.session import SLOTS, slots
 from agent.steps import Clients, Composition
 from archive import Archive, Run
 from archive.records import exact
@@ -137,6 +138,21 @@ def open_workshop(tmp_path: Path, toy_folder: Path) -> Iterator[Callable[..., Wo
     yield make
     for workshop in opened:
         workshop.archive.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"models": [{"name": "far", "model": "m", "base_url": "https://far.example/v1"}]}, SLOTS),
+        ({"models": [{"name": "near", "model": "m", "base_url": "http://localhost:8000/v1"}]}, 1),
+        ({"command": "my-agent"}, 1),
+        ({"command": "my-agent", "slots": 7}, 7),
+    ],
+)
+def test_several_requests_are_open_where_a_model_is_elsewhere_unless_told_otherwise(
+    given: dict[str, object], wanted: int
+) -> None:
+    assert slots(RunConfig.model_validate(given)) == wanted
 
 
 def test_budget_of_evaluations_is_spent_and_not_exceeded(open_workshop: Callable[..., Workshop]) -> None:
