@@ -24,6 +24,7 @@ from sandbox.errors import BadInput
 PREFIX = "WARPSMITH_"
 READ_ELSEWHERE = ("WARPSMITH_DOCKER_GPU",)
 DEFAULT_TOML = Path("warpsmith.toml")
+NO_TASK = "no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them"
 
 
 def default_archive() -> str:
@@ -75,6 +76,8 @@ class RunConfig(BaseModel):
     """Language models that write kernels; several are chosen among by what they achieve and cost."""
     command: str = ""
     """A program that writes kernels: prompt on standard input, reply on standard output."""
+    slots: int | None = Field(default=None, ge=1, le=64)
+    """Requests to models that are open at a time; None means a few, or one where all models are near."""
     prompts: Path | None = None
     """Folder of templates that stand in for ours of the same name."""
     seed: int = 0

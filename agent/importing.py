@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from sandbox.contract import SCALAR_T, Dtype, Fill, ModuleForm, Record, Target, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, TaskError, WorkerLost
+from sandbox.secrecy import without_keys
 from sandbox.signature import C_TYPES
 
 DESCRIBE_TIMEOUT_S = 600
@@ -134,7 +135,7 @@ def read_text(path: Path) -> str:
 
 def _described(path: Path, target: Target, kernels: bool) -> dict[str, Any]:
     """What sandbox.referee.describing says of the file."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    env = {**without_keys(), "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with tempfile.TemporaryDirectory(prefix="warpsmith-describing-") as scratch:
         out = Path(scratch) / "description.json"
         purpose = "kernels" if kernels else "modules"

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from agent.building import BuildReport
     from agent.costs import Costs, Share
     from agent.doctor import Finding
+    from agent.preview import Preview
+    from agent.replay import Read, Replayed
     from agent.session import Outcome
     from agent.stopwatch import Times
     from agent.tasks import Overview
@@ -192,6 +194,61 @@ def _shares(names: tuple[str, ...], shares: Sequence[Share]) -> Table:
         numbers = (str(share.exchanges), str(share.failed), *tokens, f"{share.seconds:.0f}", usd(share.usd))
         table.add_row(*share.of, *numbers)
     return table
+
+
+def replayed(found: Replayed) -> RenderableType:
+    """What a replay found, beside the record."""
+    same = sum(read.same for read in found.read)
+    lines = [f"run {found.run}: {same} of {len(found.read)} recorded replies give the candidate they gave then"]
+    lines += [f"  {short(read.candidate)}: {_instead(read)}" for read in found.read if not read.same]
+    if found.again is None:
+        return Text("\n".join(lines))
+    agreeing = sum(each.same for each in found.compared)
+    lines += [f"run {found.again}: {agreeing} of {len(found.compared)} verdicts are of the same kind as then"]
+    table = _table()
+    table.add_column("candidate", no_wrap=True)
+    for name in ("what", f"then, on {found.device_then}", f"now, on {found.device_now}"):
+        table.add_column(name, overflow="fold")
+    for each in found.compared:
+        style = "" if each.same else "red"
+        what = each.candidate.note or each.candidate.operator
+        confirmed = isinstance(each.then.verdict, Passed) and each.then.verdict.confirmed
+        words = (verdict_words(each.then), verdict_words(each.now))
+        table.add_row(short(each.candidate.id), f"{what}{' (confirmed)' if confirmed else ''}", *words, style=style)
+    return Group(table, Text("\n" + "\n".join(lines)))
+
+
+def _instead(read: Read) -> str:
+    return f"now {short(read.found)}" if read.found else f"now no kernel: {read.reason}"
+
+
+def preview(found: Preview) -> RenderableType:
+    """The first prompts of a run as they would be sent, then what they might cost."""
+    parts: list[RenderableType] = []
+    for prompt in found.prompts:
+        for message in prompt.messages:
+            parts += [Text(f"──── {prompt.purpose}, {message.role}", style="bold"), Text(f"\n{message.content}")]
+    table = _table()
+    table.add_column("model", overflow="fold")
+    for name in ("USD an attempt", "at most", "attempts", "USD in all"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in found.estimates:
+        amounts = [
+            "–" if amount is None else usd(float(amount)) for amount in (each.attempt_usd, each.attempt_most_usd)
+        ]
+        table.add_row(
+            each.model, *amounts, str(each.attempts), "–" if each.run_usd is None else usd(float(each.run_usd))
+        )
+    asked = ", ".join(
+        f"{prompt.purpose} {prompt.input_tokens:,} in, {prompt.output_tokens:,} out" for prompt in found.prompts
+    )
+    about = [
+        f"{found.operator} of {short(found.parent) if found.parent else 'the reference'}: {found.why}",
+        f"tokens: {asked}",
+        f"estimated by {found.rule}",
+        f"budget {found.budget_evals} evaluations, {found.budget_usd:.2f} USD; – where the price is not known",
+    ]
+    return Group(*parts, Text("──── cost\n", style="bold"), table, Text("\n" + "\n".join(about)))
 
 
 def difference(tunables: dict[str, list[int | None]], lines: Sequence[str]) -> RenderableType:

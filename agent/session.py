@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from platformdirs import user_cache_path
 
 from agent import compose, fitness, proposers, steps, tasks
-from agent.config import RunConfig
+from agent import replay as replays
+from agent.config import NO_TASK, RunConfig
 from agent.models.command import Command
 from agent.proposers import Proposer
-from agent.steps import Clients, Composed, Composition, Ended, Event, Winners
+from agent.replay import Compared, Read, Replayed
+from agent.steps import Clients, Composed, Composition, Ended, Event, Judged, Winners
 from archive import Archive, Row, Run, rows
 from archive.records import exact
 from sandbox import devices, launch
@@ -26,6 +29,12 @@ from sandbox.errors import BadInput
 from sandbox.judge import Judge
 from sandbox.launch import Launcher
 from sandbox.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    from agent.preview import Preview
+
+SLOTS = 4
+"""Requests that are open at a time where a model is elsewhere, unless told otherwise."""
 
 
 class Outcome(Record):
@@ -87,10 +96,10 @@ def toolchain(launcher: Launcher | None = None) -> Toolchain:
 def start(config: RunConfig, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Search with a new run. BadInput before anything is recorded, where the configuration cannot be used."""
     if not config.task:
-        raise BadInput("no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them")
+        raise BadInput(NO_TASK)
     _chosen(config)
     device = devices.detect(config.target)
-    config = _absolute(config)
+    config = priced(_absolute(config))
     task = tasks.load(config.task, device.target)
     suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
@@ -107,20 +116,96 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
         return _search(archive, run, config, task, sandbox, announce, report, on_drain)
 
 
+def preview(config: RunConfig) -> Preview:
+    """What a new run would ask first and might cost; nothing is asked, judged or recorded."""
+    from agent import preview as previews
+    from agent.engineer import retrieval
+    from agent.engineer.contexts import FOREIGN
+
+    if not config.task:
+        raise BadInput(NO_TASK)
+    if _chosen(config)[0] != "engineer":
+        raise BadInput("a dry run shows what a model would read: give --model NAME or --command PROGRAM")
+    _refuse_doubled(writers(config))
+    device = devices.detect(config.target)
+    config = priced(_absolute(config))
+    task = tasks.load(config.task, device.target)
+    seeds, _ = suitable(task, device, config.seed_kernels, required=False)
+    judged: list[Judged] = []
+    related: list[retrieval.Related] = []
+    if "://" in config.archive or Path(config.archive).exists():
+        with Archive.open(config.archive) as archive:
+            known = [(s, archive.judged(s.id, task.version, task.target, device.name)) for s in seeds]
+            judged = [(seed, judgement) for seed, judgement in known if judgement]
+            related = retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN)
+    rates = [previews.Rate(model=end.name, price=end.price, max_tokens=end.max_tokens) for end in config.models]
+    rates += [previews.Rate(model=name, price=None, max_tokens=0) for name in writers(config)[len(rates) :]]
+    return previews.preview(config, task, device, seeds, judged, related, rates)
+
+
 def resume(archive: Archive, run: Run, announce: Announce, report: Report, on_drain: Callable[[], None]) -> Outcome:
     """Continue a run from the archive's record of it. BadInput where the machine or the task is another than before."""
+    if run.note.startswith(replays.NOTE):
+        raise BadInput(f"run {run.id} is a {run.note}: nothing is left to search; replay that run again")
     config = RunConfig.model_validate(run.config)
-    task = tasks.load(config.task, run.target)
-    if task.version != run.task_version:
-        raise BadInput(
-            f"run {run.id} judged {run.task} {run.task_version}, which is now {task.version}: start a new run"
-        )
+    task = _same_task(run, config.task, "start a new run")
     device = devices.detect(run.target)
     if device.name != run.device:
         raise BadInput(f"run {run.id} was on {run.device!r}, this machine has {device.name!r}: resume it there")
     _require_writable(config.out)
     with _sandbox(config, device) as sandbox:
         return _search(archive, run, config, task, sandbox, announce, report, on_drain)
+
+
+def replay(archive: Archive, run: Run, task: str | None, judging: bool, report: Report) -> Replayed:
+    """A recorded run again: its replies read anew and, where `judging`, its candidates judged anew into a new run.
+
+    `task` names the task where it lies elsewhere than for the run. BadInput where it is another than that of the run.
+    """
+    config = RunConfig.model_validate(run.config)
+    found = _same_task(run, task or config.task, "give the task of that time with --task PATH")
+    read = tuple(replays.read_again(archive, run.id, found))
+    if not judging:
+        return _replayed(run, None, run.device, read, [])
+    device = devices.detect(run.target)
+    own = Run(
+        **run.model_dump(include={"task", "task_version", "target", "config", "rng_seed"}),
+        device=device.name,
+        note=f"{replays.NOTE}{run.id}",
+    )
+    archive.start_run(own)
+    try:
+        with (
+            _sandbox(config, device) as (launcher, _),
+            toolchain(launcher) as tools,
+            Judge(device, tools, launcher) as judge,
+        ):
+            compared = replays.judge_again(archive, run, own.id, found, judge, report)
+    except BaseException:
+        archive.update_run(own.id, status="failed")
+        raise
+    archive.update_run(own.id, status="finished")
+    return _replayed(run, own.id, device.name, read, compared)
+
+
+def _replayed(run: Run, again: str | None, device: str, read: Sequence[Read], compared: Sequence[Compared]) -> Replayed:
+    return Replayed(
+        run=run.id,
+        again=again,
+        task=run.task,
+        device_then=run.device,
+        device_now=device,
+        read=tuple(read),
+        compared=tuple(compared),
+    )
+
+
+def _same_task(run: Run, place: str, otherwise: str) -> Task:
+    """The task of a run; BadInput where it has changed since."""
+    task = tasks.load(place, run.target)
+    if task.version != run.task_version:
+        raise BadInput(f"run {run.id} judged {run.task} {run.task_version}, which is now {task.version}: {otherwise}")
+    return task
 
 
 @contextlib.contextmanager
@@ -164,10 +249,12 @@ def _search(
         )
     )
     seen: list[Event] = []
+    one_at_a_time = threading.Lock()
 
     def keep(event: Event) -> None:
-        seen.append(event)
-        report(event)
+        with one_at_a_time:
+            seen.append(event)
+            report(event)
 
     with contextlib.ExitStack() as stack:
         tools = stack.enter_context(toolchain(launcher))
@@ -200,6 +287,11 @@ def writers(config: RunConfig) -> list[str]:
     return [*(endpoint.name for endpoint in config.models), *own]
 
 
+def _refuse_doubled(names: Sequence[str]) -> None:
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
+
+
 @contextlib.contextmanager
 def _engineer(
     archive: Archive,
@@ -212,38 +304,58 @@ def _engineer(
 ) -> Iterator[Proposer]:
     """With clients for the run's models. BadInput where a key is missing, or two models have one name."""
     # Imported here: the tuner's runs need no client.
+    from agent.engineer import retrieval
+    from agent.engineer.contexts import FOREIGN
     from agent.engineer.engineer import Desk, Engineer, Writer
+    from agent.engineer.reply import plan_schema
     from agent.models import prices
-    from agent.models.client import Client
+    from agent.models.client import Client, Shape, Shaped
     from agent.models.ledger import Ledger
     from agent.models.recording import Recorded
 
-    names = writers(config)
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
-    known = prices.load()
+    _refuse_doubled(writers(config))
+    plan = Shape(name="plan", schema_=plan_schema())
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:
-            client, price = stack.enter_context(contextlib.closing(Client(endpoint))), prices.price_of(endpoint, known)
-            asked.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
+            client = stack.enter_context(contextlib.closing(Client(endpoint)))
+            model = Recorded(client, archive, run.id, endpoint.price)
+            planner = Recorded(Shaped(client, plan), archive, run.id, endpoint.price)
+            asked.append(Writer(model, endpoint.price, endpoint.max_tokens, planner))
         if config.command:
             asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
-        yield Engineer(
-            Desk(
-                task=task,
-                seeds=seeds,
-                device=device,
-                rng_seed=config.seed,
-                archive=archive,
-                run_id=run.id,
-                writers=asked,
-                ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
-                budget_evals=config.budget.evals,
-                report=report,
-                templates=config.prompts,
-            )
+        desk = Desk(
+            task=task,
+            seeds=seeds,
+            device=device,
+            rng_seed=config.seed,
+            archive=archive,
+            run_id=run.id,
+            writers=asked,
+            ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
+            budget_evals=config.budget.evals,
+            report=report,
+            templates=config.prompts,
+            related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),
+            slots=slots(config),
         )
+        yield stack.enter_context(Engineer(desk))
+
+
+def priced(config: RunConfig) -> RunConfig:
+    """The same with the prices of today, which the run keeps."""
+    from agent.models import prices
+
+    known = prices.load() if config.models else {}
+    models = tuple(end.model_copy(update={"price": prices.price_of(end, known)}) for end in config.models)
+    return config.model_copy(update={"models": models})
+
+
+def slots(config: RunConfig) -> int:
+    """How many requests to models are open at a time; one where models run on the machine that measures."""
+    if config.slots is not None:
+        return config.slots
+    return SLOTS if any(not endpoint.local for endpoint in config.models) else 1
 
 
 def suitable(

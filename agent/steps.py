@@ -255,5 +255,6 @@ def compose(clients: Clients, run_id: str) -> Mapping[str, str]:
 
 
 def _ended(clients: Clients, reason: str) -> str:
+    clients.proposer.stop()
     clients.report(Ended(reason))
     return reason

@@ -1,6 +1,6 @@
 """The lines by which archives meet: JSON lines from a header to a trailer with counts and a checksum.
 
-    {"schema":"0002","warpsmith_archive":2}
+    {"schema":"0003","warpsmith_archive":3}
     {"created_at":…,"id":…,"kind":"candidate","record":{…}}        in order of time, then id
     {"id":…,"kind":"judgement","record":{…}}
     {"kind":"run","record":{…},"updated_at":…}
@@ -22,7 +22,7 @@ from archive.models import SCHEMA
 from archive.records import Exchange, Run, Time, canonical, content_id, normal_time
 from sandbox.contract import Candidate, Judgement, Record
 
-FORMAT = 2
+FORMAT = 3
 """Raised when a program that knows only the older format could not read what this one writes."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every schema revision this program can open or migrate from, oldest first."""
 SCHEMA = REVISIONS[-1]
 """The revision this program writes; the same as the head of archive/migrations."""
@@ -148,6 +148,7 @@ class ExchangeRow(Base):
     at: Mapped[str]
     model: Mapped[str]
     operator: Mapped[str]
+    attempt: Mapped[int | None]
     candidate_id: Mapped[str | None] = mapped_column(String(64), ForeignKey("candidates.id"))
     request: Mapped[str]
     """Canonical JSON, as are `reply` and `failure`."""

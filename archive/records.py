@@ -103,6 +103,8 @@ class Exchange(Record):
     model: str
     operator: str
     """What it was for."""
+    attempt: int | None = Field(default=None, ge=1, lt=2**63)
+    """Which of the run's attempts at a candidate it belongs to; attempts under way at the same time interleave."""
     candidate: str | None = None
     """What came of it, once that is known."""
     request: str

@@ -6,6 +6,7 @@ archive holds all of it or nothing of it. Not covered: what is best (leaderboard
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,10 +75,7 @@ class Archive:
         BadInput where a parent is not in the archive.
         """
         with self.database.writing() as session:
-            if session.get(CandidateRow, candidate.id) is None:
-                require(session, CandidateRow, candidate.parents)
-                insert_rows(session, CandidateRow, [candidate_values(candidate, utc_now())])
-                insert_rows(session, ParentRow, parent_values(candidate))
+            _add(session, candidate)
         return candidate.id
 
     def candidate(self, id_or_prefix: str) -> Candidate:
@@ -224,8 +222,15 @@ class Archive:
         """Say which candidate came of an exchange. What was said first stays."""
         with self.database.writing() as session:
             require(session, CandidateRow, (candidate_id,))
-            row = session.get_one(ExchangeRow, exchange_id)
-            row.candidate_id = row.candidate_id or candidate_id
+            _attribute(session, exchange_id, candidate_id)
+
+    def add_made(self, candidate: Candidate, exchange_ids: Sequence[str]) -> str:
+        """`add` a candidate and say of which exchanges it came, all at once; return its id."""
+        with self.database.writing() as session:
+            _add(session, candidate)
+            for exchange_id in exchange_ids:
+                _attribute(session, exchange_id, candidate.id)
+        return candidate.id
 
     def exchanges(self, run_id: str) -> list[Exchange]:
         """A run's exchanges with models, in order of time."""
@@ -272,6 +277,18 @@ def _edges(session: Session) -> Edges:
     for row in session.scalars(select(ParentRow).order_by(ParentRow.candidate_id, ParentRow.ordinal)):
         edges[row.candidate_id] = (*edges.get(row.candidate_id, ()), row.parent_id)
     return edges
+
+
+def _add(session: Session, candidate: Candidate) -> None:
+    if session.get(CandidateRow, candidate.id) is None:
+        require(session, CandidateRow, candidate.parents)
+        insert_rows(session, CandidateRow, [candidate_values(candidate, utc_now())])
+        insert_rows(session, ParentRow, parent_values(candidate))
+
+
+def _attribute(session: Session, exchange_id: str, candidate_id: str) -> None:
+    row = session.get_one(ExchangeRow, exchange_id)
+    row.candidate_id = row.candidate_id or candidate_id
 
 
 def _place(session: Session, run_id: str, judgement_id: str, candidate_id: str) -> None:

@@ -54,6 +54,16 @@ class Exhibit(Record):
     judgement: Judgement | None
 
 
+class Foreign(Record):
+    """A kernel of another task: what it does and how well, and no size of that task's."""
+
+    task: str
+    summary: str
+    candidate: Candidate
+    speedup: float
+    """Over eager."""
+
+
 class Context(Record):
     """Everything a prompt may draw on."""
 
@@ -62,6 +72,7 @@ class Context(Record):
     operator: Operator
     parents: tuple[Exhibit, ...]
     inspirations: tuple[Exhibit, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
     ideas: tuple[Idea, ...] = ()
     """Tried on this lineage, oldest first."""
     plan: Plan | None = None

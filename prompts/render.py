@@ -24,8 +24,8 @@ from jinja2 import (
 )
 
 from prompts.hidden import concealed, names_hidden
-from prompts.records import PARENTS, Context, Exhibit, Idea, Message
-from prompts.words import size, verdict_words, workload_words
+from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message
+from prompts.words import ratio, size, verdict_words, workload_words
 from sandbox.contract import Candidate, Device, Task
 from sandbox.errors import BadInput, PlanError
 from sandbox.plan import CUDA_FIGURES, parse
@@ -105,6 +105,7 @@ def _asked(context: Context) -> dict[str, object]:
         "operator": context.operator,
         "parents": [_shown(exhibit, context) for exhibit in context.parents],
         "inspirations": [_shown(exhibit, context) for exhibit in context.inspirations],
+        "foreign": [_foreign(kernel) for kernel in context.foreign],
         "ideas": [_idea(idea, context.task) for idea in context.ideas],
         "plan": context.plan,
         "notes": concealed(context.notes, context.task),
@@ -148,6 +149,12 @@ def _shown(exhibit: Exhibit, context: Context) -> dict[str, object]:
         "tunables": _changed_tunables(candidate, context.task),
         "verdict": verdict_words(exhibit, context.task),
     }
+
+
+def _foreign(kernel: Foreign) -> dict[str, object]:
+    source = kernel.candidate.source
+    given = {"id": kernel.candidate.id[:SHORT_ID], "source": source.strip("\n"), "fence": _fence(source)}
+    return {"task": kernel.task, "summary": kernel.summary, "speedup": ratio(kernel.speedup), **given}
 
 
 def _fence(source: str) -> str:

@@ -20,6 +20,7 @@ from sandbox.contract import Conditions, Device, Task, Timing, Workload
 from sandbox.errors import TaskError, WorkerLost
 from sandbox.launch import BOUND
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
+from sandbox.secrecy import without_keys
 from sandbox.signature import dtype_of, nbytes
 from sandbox.worker.layout import Layout, lay_out
 
@@ -109,7 +110,7 @@ class Courtroom:
     def __enter__(self) -> Self:
         self.scratch = tempfile.TemporaryDirectory(prefix="warpsmith-referee-")
         kind = "cuda" if self.device.target == "cuda" else "cpu"
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        env = {**without_keys(), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self.device.target == "cpu":
             env |= {
                 "OMP_NUM_THREADS": str(self.device.threads),

@@ -44,7 +44,7 @@ from sandbox.contract import (
     Workload,
 )
 from sandbox.courtroom import Block, Courtroom, Drawn, Evidence
-from sandbox.duplicates import fingerprint
+from sandbox.duplicates import compiled, fingerprint
 from sandbox.errors import PlanError
 from sandbox.inspection import inspect
 from sandbox.launch import Launcher, Order, Worker
@@ -90,9 +90,10 @@ class Prepared:
     build: Build | None = None
     worker: AbstractContextManager[Worker] | None = None
     ready: Worker | None = None
-    fingerprint: str = ""
+    marks: tuple[str, ...] = ()
+    """What it shares with its twins."""
     twin: Judgement | None = None
-    """Of a candidate that differs in nothing a compiler sees."""
+    """Of a candidate that is the same to a compiler, or of which it makes the same code."""
     verdict: Verdict | None = None
 
 
@@ -109,7 +110,7 @@ class Judge:
     ) -> None:
         """`call_timeout_s` bounds one call of a candidate, and one block of timed calls.
 
-        With `reuse`, a candidate that differs from an earlier one in comments and blanks only gets its verdict.
+        With `reuse`, a candidate of the same code as an earlier one, before or after compiling, gets its verdict.
         """
         self.reuse = reuse
         self.device, self.toolchain, self.call_timeout_s = device, toolchain, call_timeout_s
@@ -118,7 +119,7 @@ class Judge:
         self.rng = random.Random(secrets.randbits(128))
         self.room: Courtroom | None = None
         self.judged: dict[str, Judgement] = {}
-        """By fingerprint, what has been judged for the open task."""
+        """By mark, what has been judged for the open task."""
         self.spares: deque[AbstractContextManager[Worker]] = deque()
         self._spares_lock = threading.Lock()
         self.quiet = Quiet(device.target == "cpu")
@@ -243,8 +244,9 @@ class Judge:
             judged_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=room.versions | self.toolchain.versions() | {"sandbox": self.launcher.name},
         )
-        if prepared.fingerprint and not confirmed:
-            self.judged.setdefault(prepared.fingerprint, judgement)
+        if not confirmed:
+            for mark in prepared.marks:
+                self.judged.setdefault(mark, judgement)
         return judgement
 
     # ------------------------------------------------------------ before the device is needed
@@ -260,8 +262,9 @@ class Judge:
         except Rejected as rejection:
             prepared.verdict = rejection.verdict
             return prepared
-        prepared.fingerprint = fingerprint(candidate, build.plan, dict(build.tunables))
-        prepared.twin = self.judged.get(prepared.fingerprint) if self.reuse and not confirming else None
+        prepared.marks = self._marks(room.task, build)
+        if self.reuse and not confirming:
+            prepared.twin = next((self.judged[mark] for mark in prepared.marks if mark in self.judged), None)
         if prepared.twin is not None:
             prepared.verdict = prepared.twin.verdict
             return prepared
@@ -269,6 +272,14 @@ class Judge:
             prepared.worker = self._worker(room, candidate, ahead)
             prepared.ready = prepared.worker.__enter__()
         return prepared
+
+    def _marks(self, task: Task, build: Build) -> tuple[str, ...]:
+        tunables = dict(build.tunables)
+        text = fingerprint(build.candidate, build.plan, tunables)
+        if build.candidate.form != "kernel":
+            return (text,)
+        code = compiled(task, build.plan, tunables, build.artifacts, self.device)
+        return (text, code) if code else (text,)
 
     def _worker(self, room: Courtroom, candidate: Candidate, ahead: int) -> AbstractContextManager[Worker]:
         """A worker that nobody has used; on cuda, where a context takes seconds, the next ones start meanwhile."""

@@ -35,7 +35,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdo
 ArchivePath = Annotated[str | None, typer.Option("--archive", help="Path or SQLAlchemy URL of the archive.")]
 Toml = Annotated[Path | None, typer.Option("--config", help="TOML file; warpsmith.toml by default.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Name of a task, or path of its folder or file.")]
-NO_TASK = "no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them"
+NO_TASK = configuration.NO_TASK
 
 
 def location(archive: str | None) -> str:

@@ -26,7 +26,7 @@ from sandbox.errors import Infrastructure
 if TYPE_CHECKING:
     from agent.session import Outcome
 
-DRAINING = "interrupted: the running evaluation is finished first; press Ctrl-C again to stop at once"
+DRAINING = "interrupted: the running evaluation and open requests are finished first; Ctrl-C again stops at once"
 
 
 def run(
@@ -47,6 +47,9 @@ def run(
     command: Annotated[
         str | None, typer.Option(help="A program that writes kernels: prompt on stdin, reply on stdout.")
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Requests to models that are open while another candidate is judged.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompt templates.")] = None,
     archive: ArchivePath = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the composed extension goes.")] = None,
@@ -57,6 +60,9 @@ def run(
     seed_kernel: Annotated[
         list[Path] | None, typer.Option(help="A kernel of your own to start from; may be given several times.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the first prompts and what a run may cost; ask and judge nothing.")
+    ] = False,
     config: Toml = None,
     as_json: Json = False,
 ) -> None:
@@ -71,6 +77,7 @@ def run(
         "proposer": proposer,
         "models": [{"name": name, "model": name, "base_url": base_url} for name in model or ()] or None,
         "command": command,
+        "slots": slots,
         "prompts": prompts,
         "archive": archive,
         "out": out_dir,
@@ -81,6 +88,9 @@ def run(
         "seed_kernels": seed_kernel or None,
     }
     wanted = configuration.load(flags, config)
+    if dry_run:
+        _preview(wanted, as_json)
+        return
     with display(err) as shown:
         try:
             outcome = session.start(wanted, shown.announce, shown.report, lambda: shown.say(DRAINING))
@@ -119,6 +129,16 @@ def resume(
                 shown.say(_how_to_resume(found.id, where))
                 raise
     _finish(outcome, where, as_json)
+
+
+def _preview(wanted: configuration.RunConfig, as_json: bool) -> None:
+    from agent import session
+
+    found = session.preview(wanted)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        out.print(render.preview(found), soft_wrap=True)
 
 
 def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:

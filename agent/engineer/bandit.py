@@ -101,13 +101,14 @@ def _mean(weighted: Sequence[tuple[float, float]]) -> float:
 def _cheapness(arms: Sequence[Arm], observations: Sequence[Observation], bonus: dict[Arm, float]) -> dict[Arm, float]:
     """Optimistic price of the cheapest arm over each arm's own, up to 1; 1 for all where nothing costs anything."""
     costs = [entry.cost for entry in observations]
-    if not costs or not any(costs):
+    floor = _COST_FLOOR * sum(costs) / max(len(costs), 1)
+    if not floor:
         return dict.fromkeys(arms, 1.0)
-    cheapest, spread, mean = min(costs), max(costs) - min(costs), sum(costs) / len(costs)
+    cheapest, spread = min(costs), max(costs) - min(costs)
     prices = {}
     for arm in arms:
         own = [entry.cost for entry in observations if entry.arm == arm]
         expected = sum(own) / len(own) if own else cheapest
-        prices[arm] = max(expected - COST_OPTIMISM * spread * bonus[arm], cheapest) + _COST_FLOOR * mean
+        prices[arm] = max(expected - COST_OPTIMISM * spread * bonus[arm], cheapest) + floor
     lowest = min(prices.values())
     return {arm: lowest / price for arm, price in prices.items()}

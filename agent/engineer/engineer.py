@@ -1,37 +1,32 @@
-"""A language model as the proposer: it plans one change of one kernel, then writes it.
+"""Language models as the proposer: whom they improve next, and how, while the judge is busy with what they wrote.
 
-Each accepted structure gets a short sweep of its tunables before the next is asked for. What earlier attempts came to
-is read off the archive, so that a resumed run goes on where it stood. A reply that is no new kernel costs an attempt
-and is reported in one line. Not covered: how a model is reached (models), what prompts say (prompts), whether a kernel
-is any good (the judge).
+Each accepted structure gets a short sweep of its tunables. What earlier attempts came to is read off the archive, so
+that a resumed run goes on where it stood: a candidate that was written and not judged yet is judged first. Not covered:
+what an attempt does (attempt), whether a kernel is any good (the judge).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
-from agent.engineer import bandit, ideas, memory, parents, stopping
+from agent.engineer import bandit, memory, parents, stopping
+from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
-from agent.engineer.niches import elites
-from agent.engineer.records import Context, Exhibit, Message, Operator, Plan
-from agent.engineer.reply import Unusable, read_plan, read_source
+from agent.engineer.contexts import context
+from agent.engineer.records import Context, Operator
 from agent.engineer.scores import Scored
-from agent.models.endpoint import Reply
-from agent.models.ledger import Ledger, OverCap
-from agent.models.prices import Price, cost, reserve
-from agent.models.recording import Recorded
+from agent.engineer.slots import Slots
 from agent.proposers import History, NothingLeft
 from agent.proposers.tuner import Tuner
-from agent.steps import Asking, Event, Judged, Unused, trajectory
-from archive import Archive
-from prompts.render import render_code, render_plan
-from sandbox import contract, plan
-from sandbox.contract import Candidate, Device, Passed, Task
-from sandbox.duplicates import fingerprint
-from sandbox.errors import PlanError
+from agent.steps import Judged, trajectory
+from archive import Exchange
+from sandbox.contract import Candidate, Passed
+
+__all__ = ["Desk", "Engineer", "Writer"]
 
 ATTEMPTS = 4
 """In a row for one evaluation; then the tuner has a turn."""
@@ -41,68 +36,38 @@ SWEEP = 4
 """Variants of an accepted structure that the tuner tries."""
 REPAIRS = 2
 """Repairs of a repair."""
-INSPIRATIONS = 2
-PLANNED: tuple[Operator, ...] = ("rewrite", "edit", "crossover")
-"""Operators that carry out a plan."""
 IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify")
-_RECORDED_AS: dict[Operator, contract.Operator] = {
-    "translate": "translate",
-    "crossover": "crossover",
-    "repair": "repair",
-}
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A model, and what a request may cost."""
-
-    model: Recorded
-    price: Price | None
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What the engineer works with."""
-
-    task: Task
-    seeds: Sequence[Candidate]
-    device: Device
-    rng_seed: int
-    archive: Archive
-    run_id: str
-    writers: Sequence[Writer]
-    ledger: Ledger
-    budget_evals: int
-    report: Callable[[Event], None]
-    templates: Path | None = None
-    """A folder of the user's own templates."""
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """Who is asked, to do what, with which kernels."""
-
-    writer: Writer
-    operator: Operator
-    parents: tuple[Judged, ...]
-
-
-class _InVain(Exception):
-    """A request came to nothing; the reason in one line."""
-
-    def __init__(self, purpose: str, reason: str) -> None:
-        super().__init__(reason)
-        self.purpose = purpose
 
 
 class Engineer:
-    """Proposes seeds, sweeps of what passed, and kernels that a model writes."""
+    """Proposes seeds, sweeps of what passed, and kernels that models write. A context manager.
+
+    A slot is taken from an attempt's first request until its candidate is handed over. With one slot nothing is asked
+    while a candidate is judged, and equal replies and verdicts give equal runs.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        self._slots = Slots()
+        self._past: list[Exchange] = []
+        """The exchanges of attempts that have ended."""
         self._unreachable: dict[str, str] = {}
         """Models that will not answer in this process any more, and why."""
+        self._over_budget = ""
+        """Why no further call can be paid for."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        """Wait for open requests, so that they are on record; not where the user wants to stop at once."""
+        self.stop()
+        if kind is None or issubclass(kind, Exception):
+            self._slots.join()
+
+    def stop(self) -> None:
+        """Begin no further request."""
+        self.desk.stopped.set()
 
     def propose(self, history: History, n: int) -> list[Candidate]:
         """One candidate, or the seeds that are left. NothingLeft says why there is none."""
@@ -111,19 +76,82 @@ class Engineer:
         taken = {candidate.id for candidate, _ in judged}
         if untried := [seed for seed in desk.seeds if seed.id not in taken]:
             return untried[:n]
-        if swept := self._sweep(judged, history):
+        self._read()
+        while self._slots.ready:
+            self._collect()
+        if desk.slots > 1:
+            self._fill(judged)
+        if self._room(judged) and (swept := self._sweep(judged, history)):
             return swept
-        exchanges = desk.archive.exchanges(desk.run_id)
-        if reason := stopping.should_stop(judged, memory.spending(exchanges, judged), desk.budget_evals):
+        if made := self._made(judged):
+            return [made]
+        if reason := self._enough(judged):
             raise NothingLeft(reason)
-        for _ in range(ATTEMPTS):
-            if silent := self._silent():
-                break
-            if made := self._attempt(judged):
-                return [made]
         if tuned := Tuner(desk.task, desk.seeds, desk.device, desk.rng_seed).propose(history, 1):
             return tuned
-        raise NothingLeft(silent or f"{ATTEMPTS} attempts in a row came to nothing, and the tuner has nothing left")
+        in_vain = f"{ATTEMPTS} attempts in a row came to nothing, and the tuner has nothing left"
+        raise NothingLeft(self._silent() or in_vain)
+
+    # ------------------------------------------------------------ slots
+
+    def _made(self, judged: Sequence[Judged]) -> Candidate | None:
+        """The first candidate that was written and not judged; None once ATTEMPTS came to nothing, or none is made."""
+        in_vain = 0
+        while True:
+            if ahead := memory.waiting(self._past, judged):
+                return self.desk.archive.candidate(ahead[0])
+            if in_vain < ATTEMPTS:
+                self._fill(judged)
+            if not self._slots.open:
+                return None
+            self._collect()
+            in_vain += 1
+
+    def _fill(self, judged: Sequence[Judged]) -> None:
+        """Begin attempts while slots are free and there is a reason to."""
+        if self._enough(judged):
+            return
+        while self._free(judged) > 0 and not self._silent():
+            self._slots.start(self._attempt(judged), lambda attempt: carry_out(self.desk, attempt))
+
+    def _collect(self) -> None:
+        """Take note of the next attempt that ends."""
+        vain = self._slots.ended()
+        if vain is not None and vain.unreachable:
+            self._unreachable[vain.model] = vain.unreachable
+        if vain is not None and vain.over_budget:
+            self._over_budget = vain.over_budget
+        self._read()
+
+    def _read(self) -> None:
+        exchanges = self.desk.archive.exchanges(self.desk.run_id)
+        self._past = [exchange for exchange in exchanges if exchange.attempt not in self._slots.open]
+
+    def _free(self, judged: Sequence[Judged]) -> int:
+        """Slots that are free, as far as evaluations are left for what comes of them."""
+        return min(self.desk.slots - self._ahead(judged), self._room(judged))
+
+    def _room(self, judged: Sequence[Judged]) -> int:
+        """Evaluations that are left beside those for candidates on their way."""
+        return self.desk.budget_evals - len(judged) - self._ahead(judged)
+
+    def _ahead(self, judged: Sequence[Judged]) -> int:
+        """How many candidates are being written or wait to be handed over."""
+        return len(self._slots.open) + len(memory.waiting(self._past, judged))
+
+    # ------------------------------------------------------------ whether to go on
+
+    def _enough(self, judged: Sequence[Judged]) -> str | None:
+        """Why the search should end."""
+        usd = memory.spending(self._past, judged)
+        return self._over_budget or stopping.should_stop(judged, usd, self.desk.budget_evals)
+
+    def _silent(self) -> str:
+        """Why no model is asked any more; empty while one is."""
+        if all(writer.model.name in self._unreachable for writer in self.desk.writers):
+            return "; ".join(f"{name}: {why}" for name, why in self._unreachable.items())
+        in_vain = memory.fruitless(self._past)
+        return f"the last {in_vain} replies came to no new kernel" if in_vain >= GIVE_UP else ""
 
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
         """The next variant of a structure that a model wrote and that passed, until each has had its few."""
@@ -138,55 +166,44 @@ class Engineer:
                     return variants
         return []
 
-    def _silent(self) -> str:
-        """Why no model is asked any more; empty while one is."""
-        desk = self.desk
-        if all(writer.model.name in self._unreachable for writer in desk.writers):
-            return "; ".join(f"{name}: {why}" for name, why in self._unreachable.items())
-        in_vain = memory.fruitless(desk.archive.exchanges(desk.run_id))
-        return f"the last {in_vain} replies came to no new kernel" if in_vain >= GIVE_UP else ""
+    # ------------------------------------------------------------ what to attempt
 
-    # ------------------------------------------------------------ one attempt
-
-    def _attempt(self, judged: Sequence[Judged]) -> Candidate | None:
-        desk = self.desk
-        rng = random.Random(f"{desk.rng_seed} {len(desk.archive.exchanges(desk.run_id))}")
-        attempt = self._chosen(judged, rng)
-        context = self._context(attempt, judged)
-        asked: list[Recorded] = []
-        try:
-            if attempt.operator in PLANNED:
-                found = self._planned(attempt, context, judged, rng, asked)
-                context = context.model_copy(update={"plan": found})
-            source = self._written(attempt, context, asked)
-            return self._candidate(attempt, context, source, judged, asked)
-        except _InVain as vain:
-            desk.report(Unused(attempt.writer.model.name, vain.purpose, str(vain)))
-            return None
-
-    def _chosen(self, judged: Sequence[Judged], rng: random.Random) -> _Attempt:
+    def _attempt(self, judged: Sequence[Judged]) -> Attempt:
         """A broken kernel is repaired first; then whom to improve is drawn, and how and by whom the bandit says."""
+        number = 1 + max([*self._slots.open, *memory.numbers(self._past)], default=0)
+        rng = random.Random(f"{self.desk.rng_seed} {number}")
+        given, operators = self._subject(judged, rng)
+        arm = self._arm(judged, operators)
+        used = given if arm.operator == "crossover" else given[:1]
+        writer = next(writer for writer in self.desk.writers if writer.model.name == arm.model)
+        return Attempt(number, writer, arm.operator, used, self._context(arm.operator, used, judged), rng)
+
+    def _subject(self, judged: Sequence[Judged], rng: random.Random) -> tuple[tuple[Judged, ...], Sequence[Operator]]:
+        """The parent, with a mate where there is one, and what may be done with them."""
         desk = self.desk
-        observed = memory.observations(desk.archive.exchanges(desk.run_id), judged)
         if judged and self._repairable(judged):
-            return self._by_bandit(("repair",), observed, (judged[-1],))
+            return (judged[-1],), ("repair",)
         members = parents.islands(judged)
-        born = parents.children(judged)
+        born = parents.children(judged) + Counter(name for line in self._on_their_way(judged) for name in line)
         choice = parents.choose(members, born, desk.task, desk.device, rng)
         if choice is None:
-            return self._by_bandit(("translate",), observed, ())
+            return (), ("translate",)
         mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng)
-        chosen = self._by_bandit([o for o in IMPROVING if o != "crossover" or mate], observed, (_pair(choice.parent),))
-        if chosen.operator == "crossover" and mate is not None:
-            return replace(chosen, parents=(*chosen.parents, _pair(mate)))
-        return chosen
+        if mate is None:
+            return (_pair(choice.parent),), [operator for operator in IMPROVING if operator != "crossover"]
+        return (_pair(choice.parent), _pair(mate)), IMPROVING
 
-    def _by_bandit(
-        self, operators: Sequence[Operator], observed: Sequence[bandit.Observation], given: tuple[Judged, ...]
-    ) -> _Attempt:
-        writers = {w.model.name: w for w in self.desk.writers if w.model.name not in self._unreachable}
-        arm = bandit.choose([Arm(model=name, operator=o) for name in writers for o in operators], observed)
-        return _Attempt(writers[arm.model], arm.operator, given)
+    def _arm(self, judged: Sequence[Judged], operators: Sequence[Operator]) -> Arm:
+        names = [w.model.name for w in self.desk.writers if w.model.name not in self._unreachable]
+        arms = [Arm(model=name, operator=operator) for name in names for operator in operators]
+        pending = [*(attempt.arm for attempt in self._slots.open.values()), *memory.pending(self._past, judged)]
+        return bandit.choose(arms, memory.observations(self._past, judged), pending=pending)
+
+    def _on_their_way(self, judged: Sequence[Judged]) -> list[tuple[str, ...]]:
+        """The parents of each candidate that is being written, or waits for its verdict."""
+        open_ = [tuple(parent.id for parent, _ in attempt.parents) for attempt in self._slots.open.values()]
+        ahead = [self.desk.archive.candidate(name).parents for name in memory.waiting(self._past, judged)]
+        return [*open_, *ahead]
 
     def _repairable(self, judged: Sequence[Judged]) -> bool:
         """Whether the last candidate is a model's, is broken, and has not been repaired too often."""
@@ -194,116 +211,19 @@ class Engineer:
         candidate, judgement = judged[-1]
         if candidate.operator in ("seed", "tune", "import") or isinstance(judgement.verdict, Passed):
             return False
+        # Nothing but a repair is made of a broken kernel.
+        if any(candidate.id in line for line in self._on_their_way(judged)):
+            return False
         repairs = 0
         while candidate.operator == "repair" and candidate.parents and candidate.parents[0] in known:
             repairs, candidate = repairs + 1, known[candidate.parents[0]]
         return repairs < REPAIRS
 
-    def _context(self, attempt: _Attempt, judged: Sequence[Judged]) -> Context:
-        desk = self.desk
-        own = {candidate.id for candidate, _ in attempt.parents}
-        ranked = sorted(elites(judged, desk.task, desk.device).values(), key=lambda entry: -entry.score)
-        others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
-        tried = memory.ideas(desk.archive.exchanges(desk.run_id), judged)
-        lineage = ideas.of_lineage(tried, attempt.parents[0][0].id, desk.archive.edges()) if attempt.parents else []
-        return Context(
-            task=desk.task,
-            device=desk.device,
-            operator=attempt.operator,
-            parents=tuple(Exhibit(candidate=c, judgement=j) for c, j in attempt.parents),
-            inspirations=tuple(Exhibit(candidate=e.candidate, judgement=e.judgement) for e in others),
-            ideas=tuple(lineage),
-        )
-
-    def _planned(
-        self,
-        attempt: _Attempt,
-        context: Context,
-        judged: Sequence[Judged],
-        rng: random.Random,
-        asked: list[Recorded],
-    ) -> Plan:
-        desk = self.desk
-        purpose = f"{memory.PLANNING}{attempt.operator}"
-        found = read_plan(self._ask(attempt, purpose, render_plan(context, rng, desk.templates), asked).text)
-        if isinstance(found, Unusable):
-            raise _InVain(purpose, found.reason)
-        tried = memory.ideas(desk.archive.exchanges(desk.run_id), judged)
-        repeated = ideas.refused(found, tried, attempt.parents[0][0].id, desk.archive.edges())
-        if repeated is not None:
-            raise _InVain(purpose, f"repeats an idea that failed on this lineage ({repeated.outcome})")
-        return found
-
-    def _written(self, attempt: _Attempt, context: Context, asked: list[Recorded]) -> str:
-        """The source; asked for a second time, with the reason, where the first reply holds none."""
-        parent = attempt.parents[0][0].source if attempt.parents else None
-        source = self._source(attempt, context, parent, asked)
-        if isinstance(source, Unusable):
-            self.desk.report(Unused(attempt.writer.model.name, attempt.operator, source.reason))
-            told = context.model_copy(update={"notes": f"Your last reply could not be used: {source.reason}."})
-            source = self._source(attempt, told, parent, asked)
-        if isinstance(source, Unusable):
-            raise _InVain(attempt.operator, source.reason)
-        return source
-
-    def _source(self, attempt: _Attempt, context: Context, parent: str | None, asked: list[Recorded]) -> str | Unusable:
-        reply = self._ask(attempt, attempt.operator, render_code(context, self.desk.templates), asked)
-        return read_source(reply.text, self.desk.task, parent, reply.finish)
-
-    def _candidate(
-        self, attempt: _Attempt, context: Context, source: str, judged: Sequence[Judged], asked: Sequence[Recorded]
-    ) -> Candidate:
-        """On record, with the exchanges that made it."""
-        desk = self.desk
-        own = plan.parse(source, desk.task)
-        candidate = Candidate(
-            task=desk.task.name,
-            target=desk.task.target,
-            source=source,
-            tunables=plan.settle(own, _kept(own, attempt.parents)),
-            parents=tuple(parent.id for parent, _ in attempt.parents),
-            operator=_RECORDED_AS.get(attempt.operator, "propose"),
-            proposer=attempt.writer.model.name,
-            note=" ".join((context.plan.change if context.plan else attempt.operator).split())[:120],
-        )
-        if self._mark(candidate) in {self._mark(other) for other, _ in judged}:
-            raise _InVain(attempt.operator, "a kernel that was judged before")
-        desk.archive.add(candidate)
-        for model in asked:
-            model.made(candidate.id)
-        return candidate
-
-    def _mark(self, candidate: Candidate) -> str:
-        try:
-            return fingerprint(candidate, plan.parse(candidate.source, self.desk.task), candidate.tunables)
-        except PlanError:
-            return candidate.id
-
-    # ------------------------------------------------------------ asking
-
-    def _ask(self, attempt: _Attempt, purpose: str, messages: Sequence[Message], asked: list[Recorded]) -> Reply:
-        """The reply, on record and paid for. NothingLeft where it would cost too much."""
-        desk, writer = self.desk, attempt.writer
-        held = desk.ledger.reserve(reserve(messages, writer.max_tokens, writer.price))
-        if isinstance(held, OverCap):
-            raise NothingLeft(f"budget spent: {held.reason}")
-        desk.report(Asking(writer.model.name, purpose))
-        model = writer.model.about(purpose)
-        answer = model.complete(messages)
-        desk.ledger.settle(held, cost(answer.usage, writer.price).usd)
-        asked.append(model)
-        if isinstance(answer, Reply):
-            return answer
-        if answer.kind in ("unauthorised", "bad request"):
-            self._unreachable[writer.model.name] = f"{answer.kind}: {answer.reason}"
-        raise _InVain(purpose, f"{answer.kind}: {answer.reason}")
+    def _context(self, operator: Operator, given: tuple[Judged, ...], judged: Sequence[Judged]) -> Context:
+        desk, tried = self.desk, memory.ideas(self._past, judged)
+        edges = desk.archive.edges()
+        return context(desk.task, desk.device, operator, given, judged, tried, edges, desk.related)
 
 
 def _pair(entry: Scored) -> Judged:
     return entry.candidate, entry.judgement
-
-
-def _kept(own: plan.Plan, given: Sequence[Judged]) -> dict[str, int]:
-    """The parent's values of those tunables that the child still has."""
-    before = given[0][0].tunables if given else {}
-    return {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices}

@@ -1,7 +1,7 @@
 """What the exchanges of a run and its verdicts say of earlier attempts: for the bandit, for plans, for the end.
 
-An attempt is one or more requests for a plan, whose operator is named `plan …`, and for code; those of an attempt that
-came to something name its candidate. Not covered: attempts of other runs.
+An attempt is one or more requests for a plan, whose operator is named `plan …`, and for code; they share a number, and
+name the candidate that came of them. Not covered: attempts of other runs.
 """
 
 from __future__ import annotations
@@ -24,25 +24,55 @@ _OPERATORS: dict[str, Operator] = {operator: operator for operator in get_args(O
 
 
 def observations(exchanges: Sequence[Exchange], judged: Sequence[Judged]) -> list[Observation]:
-    """Every request for code, and every plan that led to none, in order of time. The cost is that of the attempt."""
+    """What came of each attempt, in the order in which they ended. One whose candidate was not judged is pending."""
     known = {candidate.id: (candidate, judgement) for candidate, judgement in judged}
     found: list[Observation] = []
-    planned = 0.0
-    for at, exchange in enumerate(exchanges):
-        operator = _OPERATORS.get(exchange.operator.removeprefix(PLANNING))
-        if operator is None:
+    for attempt in _attempts(exchanges):
+        made = _made(attempt)
+        arm = _arm(attempt)
+        if arm is None or (made is not None and made not in known):
             continue
-        planning = exchange.operator.startswith(PLANNING)
-        cost = exchange.usd or 0.0
-        follows = exchanges[at + 1] if at + 1 < len(exchanges) else None
-        if planning and follows is not None and (follows.operator, follows.model) == (operator, exchange.model):
-            planned = cost
-            continue
-        own, parent = _scores(exchange.candidate, known)
-        arm = Arm(model=exchange.model, operator=operator)
-        found.append(Observation(arm=arm, score=own, parent=parent, cost=cost + (0.0 if planning else planned)))
-        planned = 0.0
+        own, parent = _scores(made, known)
+        found.append(Observation(arm=arm, score=own, parent=parent, cost=sum(e.usd or 0.0 for e in attempt)))
     return found
+
+
+def pending(exchanges: Sequence[Exchange], judged: Sequence[Judged]) -> list[Arm]:
+    """The arms of attempts whose candidates were not judged yet."""
+    ahead = set(waiting(exchanges, judged))
+    return [arm for attempt in _attempts(exchanges) if _made(attempt) in ahead and (arm := _arm(attempt))]
+
+
+def waiting(exchanges: Sequence[Exchange], judged: Sequence[Judged]) -> list[str]:
+    """The candidates that came of the exchanges and were not judged yet, the first that was written first."""
+    known = {candidate.id for candidate, _ in judged}
+    made = [exchange.candidate for exchange in exchanges if exchange.candidate is not None]
+    return [candidate for candidate in dict.fromkeys(made) if candidate not in known]
+
+
+def numbers(exchanges: Sequence[Exchange]) -> set[int]:
+    """Of the attempts that are on record."""
+    return {exchange.attempt for exchange in exchanges if exchange.attempt is not None}
+
+
+def _attempts(exchanges: Sequence[Exchange]) -> list[list[Exchange]]:
+    """The exchanges of each attempt, in the order in which the attempts ended; one without a number stands alone."""
+    ended: dict[int, list[Exchange]] = {}
+    for at, exchange in enumerate(exchanges):
+        key = -1 - at if exchange.attempt is None else exchange.attempt
+        ended[key] = [*ended.pop(key, []), exchange]
+    return list(ended.values())
+
+
+def _made(attempt: Sequence[Exchange]) -> str | None:
+    return next((exchange.candidate for exchange in attempt if exchange.candidate), None)
+
+
+def _arm(attempt: Sequence[Exchange]) -> Arm | None:
+    """None where an attempt is none of the engineer's."""
+    last = attempt[-1]
+    operator = _OPERATORS.get(last.operator.removeprefix(PLANNING))
+    return Arm(model=last.model, operator=operator) if operator else None
 
 
 def _scores(made: str | None, known: Mapping[str, Judged]) -> tuple[float | None, float | None]:

@@ -54,6 +54,14 @@ def read_plan(text: str) -> Plan | Unusable:
     return next((plan for plan in reversed(read) if isinstance(plan, Plan)), read[-1])
 
 
+def plan_schema() -> dict[str, Any]:
+    """The JSON schema of a plan, of what strict modes know: types, choices and names, no bounds."""
+    whole = Plan.model_json_schema()
+    known = ("type", "enum")
+    fields = {name: {k: v for k, v in field.items() if k in known} for name, field in whole["properties"].items()}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
 def read_source(text: str, task: Task, parent: str | None, finish: str) -> str | Unusable:
     """The source in a reply: a fenced block, or edits of `parent`; `finish` is why the model stopped.
 

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from agent import tasks
 from agent.engineer import roofline
 from agent.engineer.niches import elites
 from agent.engineer.tokens import tokens
 from agent.steps import Judged
-from sandbox.contract import Candidate, Device, Judgement, Task
+from archive import Archive
+from sandbox.contract import JUDGE_VERSION, Candidate, Device, Judgement, Task
 
 PER_TASK = 2
 """Kernels of one task that are shown at most, so that the next task is seen too."""
@@ -51,6 +53,20 @@ def related(task: Task, shelves: Sequence[Shelf], device: Device, n: int) -> lis
         for candidate, judgement in _fastest(judged, other, device)
     ]
     return sorted(found, key=lambda entry: -entry.similarity)[:n]
+
+
+def shelves(archive: Archive, device: Device) -> list[Shelf]:
+    """The built-in tasks, each with what the archive knows of its present version on the device."""
+    found: list[Shelf] = []
+    for name in tasks.available():
+        if judged := archive.judgements(name, device.target, device.name):
+            task = tasks.load(name, device.target)
+            found.append((task, [(c, j) for c, j in judged if _comparable(j, task)]))
+    return found
+
+
+def _comparable(judgement: Judgement, task: Task) -> bool:
+    return (judgement.task_version, judgement.judge_version) == (task.version, JUDGE_VERSION)
 
 
 def _fastest(judged: Sequence[Judged], task: Task, device: Device) -> list[Judged]:

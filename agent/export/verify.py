@@ -20,6 +20,7 @@ from agent.export.signature import arguments
 from sandbox.contract import Record, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, Infrastructure, ToolchainMissing
 from sandbox.expressions import parse_expr
+from sandbox.secrecy import without_keys
 from sandbox.signature import dtype_of, shape_of
 
 TOLERANCES = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 4e-2}
@@ -125,7 +126,7 @@ def _ask(request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any] | No
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
-                env={**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": folder},
+                env={**without_keys(), "PATH": path, "TORCH_EXTENSIONS_DIR": folder},
                 check=False,
                 # Ctrl-C drains the run; it must not reach the build and be taken for its failure.
                 start_new_session=True,

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.errors import BadInput, Infrastructure
+from sandbox.secrecy import without_keys
 
 
 def build_wheel(root: Path, out: Path, timeout_s: float = 900) -> Path:
@@ -28,7 +29,7 @@ def build_wheel(root: Path, out: Path, timeout_s: float = 900) -> Path:
             done = subprocess.run(
                 command,
                 cwd=tree,
-                env={**os.environ, "PATH": path},
+                env={**without_keys(), "PATH": path},
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,

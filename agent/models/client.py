@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from agent.engineer.records import Message
 from agent.models import wire
 from agent.models.endpoint import Endpoint, Failed, FailureKind, Reply, Usage
+from sandbox.contract import Record
 from sandbox.errors import BadInput
 
 ATTEMPTS = 4
@@ -36,6 +37,9 @@ WIRE_LIMIT = 64_000_000
 """Most bytes of a body: events and escapes make a text many times as long."""
 REASON_LENGTH = 300
 NO_KEY = "no-key"
+Rung = Literal["schema", "object", "text"]
+RUNGS: tuple[Rung, ...] = ("schema", "object", "text")
+"""How JSON is asked for: of a strict schema, any object, or in words only."""
 KEY_LIKE = re.compile(r"\b(sk-|Bearer\s+)[\w*.\-]{6,}")
 SHORTEST_SECRET = 8
 """A shorter key is a placeholder of local servers, and a word that any text may hold."""
@@ -59,6 +63,25 @@ class _Late(Exception):
     """The answer was still coming when its time was over."""
 
 
+class Shape(Record):
+    """JSON that is wanted as a reply."""
+
+    name: str
+    schema_: dict[str, Any]
+
+
+class Shaped:
+    """An endpoint's model, asked for JSON of one shape as strictly as the endpoint can."""
+
+    def __init__(self, client: Client, shape: Shape) -> None:
+        self.name = client.name
+        self._client, self._shape = client, shape
+
+    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
+        """As the client's; the text is still to be read with care, for an endpoint may know no such thing."""
+        return self._client.complete(messages, self._shape)
+
+
 class Client:
     """A model behind an endpoint. Safe to share between threads; BadInput where there is no key for it."""
 
@@ -68,6 +91,8 @@ class Client:
         _check_address(endpoint)
         self._key = _key(endpoint)
         self._sleep = sleep
+        self._rungs: tuple[Rung, ...] = RUNGS
+        """Those that the endpoint may know; it has answered the first once a higher one was refused."""
         self._openai = openai.OpenAI(
             api_key=self._key.get_secret_value(),
             base_url=endpoint.address,
@@ -82,13 +107,13 @@ class Client:
         """Close the connections."""
         self._openai.close()
 
-    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
-        """The model's answer, after up to ATTEMPTS attempts."""
+    def complete(self, messages: Sequence[Message], shape: Shape | None = None) -> Reply | Failed:
+        """The model's answer, after up to ATTEMPTS attempts; in a shape as far as the endpoint knows how."""
         started, attempt = time.monotonic(), 1
-        found = self._attempt(messages)
+        found = self._on_ladder(messages, shape)
         while isinstance(found, _Fault) and found.again and attempt < ATTEMPTS:
             self._sleep(_pause(attempt, found.pause_s))
-            found = self._attempt(messages)
+            found = self._on_ladder(messages, shape)
             attempt += 1
         seconds = time.monotonic() - started
         if isinstance(found, _Fault):
@@ -97,9 +122,23 @@ class Client:
         kept = found.model_dump(include={"text", "finish"})
         return Reply(**kept, usage=found.usage, seconds=seconds, model=found.model or self.endpoint.model)
 
-    def _attempt(self, messages: Sequence[Message]) -> wire.Answer | _Fault:
+    def _on_ladder(self, messages: Sequence[Message], shape: Shape | None) -> wire.Answer | _Fault:
+        """One attempt. What refuses a shape is asked for less at once, and remembered when that is answered."""
+        if shape is None:
+            return self._attempt(messages, {})
+        rungs = self._rungs
+        for at, rung in enumerate(rungs):
+            found = self._attempt(messages, _format(self.endpoint.api, rung, shape))
+            if not isinstance(found, _Fault):
+                self._rungs = rungs[at:]
+            elif found.kind == "bad request" and rung != rungs[-1]:
+                continue
+            return found
+        raise AssertionError("a ladder has a last rung")
+
+    def _attempt(self, messages: Sequence[Message], form: dict[str, Any]) -> wire.Answer | _Fault:
         try:
-            return _usable(self._ask(messages))
+            return _usable(self._ask(messages, form))
         except openai.APIStatusError as exc:
             return _of_status(exc)
         except (openai.APITimeoutError, httpx2.TimeoutException, _Late):
@@ -111,14 +150,14 @@ class Client:
         except (wire.Garbled, httpx2.RequestError, openai.OpenAIError) as exc:
             return _Fault("garbled", str(exc))
 
-    def _ask(self, messages: Sequence[Message]) -> wire.Answer:
+    def _ask(self, messages: Sequence[Message], form: dict[str, Any]) -> wire.Answer:
         """One request. The body is read by the piece, so that neither its length nor its slowness is without bounds."""
         late = time.monotonic() + self.endpoint.timeout_s
         turns = [message.model_dump() for message in messages]
         if self.endpoint.api == "chat":
-            asked = self._openai.chat.completions.with_streaming_response.create(**self._chat(turns))
+            asked = self._openai.chat.completions.with_streaming_response.create(**self._chat(turns), **form)
         else:
-            asked = self._openai.responses.with_streaming_response.create(**self._response(turns))
+            asked = self._openai.responses.with_streaming_response.create(**self._response(turns), **form)
         with asked as response:
             content_type = response.headers.get("content-type", "")
             answer = wire.read(self.endpoint.api, content_type, _bounded(response.iter_bytes(), late))
@@ -161,6 +200,22 @@ class Client:
     def _without_key(self, text: str) -> str:
         key = self._key.get_secret_value()
         return text.replace(key, "***") if len(key) >= SHORTEST_SECRET else text
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def _format(api: Literal["chat", "responses"], rung: Rung, shape: Shape) -> dict[str, Any]:
+    """What a request says of the shape of its reply."""
+    if rung == "text":
+        return {}
+    if rung == "object":
+        form: dict[str, Any] = {"type": "json_object"}
+        return {"response_format": form} if api == "chat" else {"text": {"format": form}}
+    schema = {"name": shape.name, "schema": shape.schema_, "strict": True}
+    if api == "chat":
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"text": {"format": {"type": "json_schema", **schema}}}
 
 
 # ---------------------------------------------------------------- endpoints and keys

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -31,6 +32,14 @@ FailureKind = Literal[
 ]
 
 
+class Price(Record):
+    """USD per million tokens."""
+
+    input: Decimal = Field(ge=0, allow_inf_nan=False)
+    cached: Decimal = Field(ge=0, allow_inf_nan=False)
+    output: Decimal = Field(ge=0, allow_inf_nan=False)
+
+
 class Endpoint(Record):
     """A model behind an OpenAI-compatible address, and how it is to be asked. Holds no key."""
 
@@ -52,6 +61,8 @@ class Endpoint(Record):
     """Most seconds of one attempt."""
     stream: bool = False
     """Take the reply in pieces; proxies that drop silent connections want this."""
+    price: Price | None = None
+    """None means that of the price list. A run keeps the price that it began with."""
 
     @property
     def address(self) -> str:

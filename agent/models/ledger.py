@@ -44,7 +44,7 @@ class Ledger:
         self._spent = spent_usd
         self._held: dict[int, Decimal] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
 
     @property
     def spent(self) -> Decimal:
@@ -57,12 +57,25 @@ class Ledger:
         if not usd >= 0:
             raise ValueError(f"an amount of {usd} USD; wanted 0 or more")
         with self._lock:
-            held = sum(self._held.values(), Decimal(0))
-            if self._spent + held + usd > self._cap:
-                return OverCap(usd=usd, spent_usd=self._spent, reserved_usd=held, cap_usd=self._cap)
-            reserved = Reserved(number=next(self._numbers), usd=usd)
-            self._held[reserved.number] = usd
-            return reserved
+            return self._reserved(usd)
+
+    def reserve_in_turn(self, usd: Decimal) -> Reserved | OverCap:
+        """As `reserve`, but calls under way are waited for, as most cost less than was set aside for them.
+
+        Whoever waits must hold nothing, and whoever holds something must settle it, be it in a `finally`.
+        """
+        with self._lock:
+            while isinstance(found := self._reserved(usd), OverCap) and self._held:
+                self._lock.wait()
+            return found
+
+    def _reserved(self, usd: Decimal) -> Reserved | OverCap:
+        held = sum(self._held.values(), Decimal(0))
+        if self._spent + held + usd > self._cap:
+            return OverCap(usd=usd, spent_usd=self._spent, reserved_usd=held, cap_usd=self._cap)
+        reserved = Reserved(number=next(self._numbers), usd=usd)
+        self._held[reserved.number] = usd
+        return reserved
 
     def settle(self, reserved: Reserved, usd: Decimal) -> None:
         """Book what the call did cost, 0 where it failed. ValueError where it was booked before."""
@@ -72,3 +85,4 @@ class Ledger:
             if self._held.pop(reserved.number, None) is None:
                 raise ValueError(f"reservation {reserved.number} is settled already, or is another ledger's")
             self._spent += usd
+            self._lock.notify_all()

@@ -12,10 +12,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from platformdirs import user_config_path
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from agent.engineer.records import Message
-from agent.models.endpoint import Endpoint, Usage
+from agent.models.endpoint import Endpoint, Price, Usage
 from sandbox.contract import Record
 from sandbox.errors import BadInput
 
@@ -23,14 +23,6 @@ BUNDLED = Path(__file__).with_name("prices.toml")
 PER_TOKEN = Decimal(1).scaleb(-6)
 MESSAGE_TOKENS = 16
 """Most that an endpoint wraps around one message."""
-
-
-class Price(Record):
-    """USD per million tokens."""
-
-    input: Decimal = Field(ge=0, allow_inf_nan=False)
-    cached: Decimal = Field(ge=0, allow_inf_nan=False)
-    output: Decimal = Field(ge=0, allow_inf_nan=False)
 
 
 FREE = Price(input=Decimal(0), cached=Decimal(0), output=Decimal(0))
@@ -77,11 +69,13 @@ def _read(path: Path) -> dict[str, Price]:
 
 
 def price_of(endpoint: Endpoint, prices: Prices) -> Price | None:
-    """The price of an endpoint's model: nothing where the endpoint is local, None where it is not known.
+    """The price of an endpoint's model: its own, nothing where the endpoint is local, None where it is not known.
 
     The longest fitting beginning counts, and it must end where a part of the name does: `gpt-6` is not `gpt-6.1`.
     What stands before a slash, as routers name the maker, does not count.
     """
+    if endpoint.price is not None:
+        return endpoint.price
     if endpoint.local:
         return FREE
     name = endpoint.model.rsplit("/", 1)[-1]

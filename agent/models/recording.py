@@ -11,8 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from agent.engineer.records import Message
-from agent.models.endpoint import Failed, Model, Reply, Usage
-from agent.models.prices import Price, cost
+from agent.models.endpoint import Failed, Model, Price, Reply, Usage
+from agent.models.prices import cost
 from archive import Archive, Exchange
 from archive.records import canonical, content_id
 
@@ -24,7 +24,13 @@ class Recorded:
     """
 
     def __init__(
-        self, model: Model, archive: Archive, run_id: str, price: Price | None = None, operator: str = "unnamed"
+        self,
+        model: Model,
+        archive: Archive,
+        run_id: str,
+        price: Price | None = None,
+        operator: str = "unnamed",
+        attempt: int | None = None,
     ) -> None:
         self.name = model.name
         self._model = model
@@ -32,11 +38,13 @@ class Recorded:
         self._run_id = run_id
         self._price = price
         self._operator = operator
-        self._exchanges: list[str] = []
+        self._attempt = attempt
+        self.exchanges: list[str] = []
+        """Ids of what is on record so far."""
 
-    def about(self, operator: str) -> Recorded:
-        """The same model for one piece of work."""
-        return Recorded(self._model, self._archive, self._run_id, self._price, operator)
+    def about(self, operator: str, attempt: int | None = None) -> Recorded:
+        """The same model for one piece of work, as a part of an attempt."""
+        return Recorded(self._model, self._archive, self._run_id, self._price, operator, attempt)
 
     def complete(self, messages: Sequence[Message]) -> Reply | Failed:
         """The wrapped model's answer, on record."""
@@ -46,6 +54,7 @@ class Recorded:
             run=self._run_id,
             model=self.name,
             operator=self._operator,
+            attempt=self._attempt,
             request=request_text(self.name, messages),
             reply=canonical(outcome.model_dump(mode="json")) if isinstance(outcome, Reply) else None,
             failure=canonical(outcome.model_dump(mode="json")) if isinstance(outcome, Failed) else None,
@@ -53,12 +62,12 @@ class Recorded:
             seconds=outcome.seconds,
             **outcome.usage.model_dump(exclude={"usd"}),
         )
-        self._exchanges.append(self._archive.record_exchange(exchange))
+        self.exchanges.append(self._archive.record_exchange(exchange))
         return outcome
 
     def made(self, candidate_id: str) -> None:
         """Name the candidate that came of the exchanges so far; it must be in the archive."""
-        for exchange_id in self._exchanges:
+        for exchange_id in self.exchanges:
             self._archive.attribute_exchange(exchange_id, candidate_id)
 
 

@@ -22,6 +22,10 @@ class Proposer(Protocol):
         """Up to `n` new candidates; none, or NothingLeft, once there is nothing left to try."""
         ...
 
+    def stop(self) -> None:
+        """The search is over: nothing that is under way will be judged."""
+        ...
+
 
 def _tuner(task: Task, seeds: Sequence[Candidate], device: Device, rng_seed: int) -> Proposer:
     from agent.proposers.tuner import Tuner

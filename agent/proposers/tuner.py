@@ -61,6 +61,9 @@ class Tuner:
             return batch
         return self._variants(history, taken, n)
 
+    def stop(self) -> None:
+        """Nothing is ever under way."""
+
     def _variants(self, history: History, taken: set[str], n: int) -> list[Candidate]:
         arms = [arm for seed in self.seeds if (arm := self._arm(seed, history))]
         planned = {arm.seed.id: 0 for arm in arms}

@@ -310,3 +310,11 @@ def test_resuming_a_finished_run_says_so_and_succeeds(archive: str, candidates: 
     outcome = json.loads(done.stdout)
     assert outcome["status"] == "finished"
     assert [row["candidate"] for row in outcome["leaderboard"]] == [candidates[0].id]
+
+
+def test_dry_run_prints_prompts_and_needs_no_key(tmp_path: Path) -> None:
+    arguments = ("run", "--task", "vector_add", "--target", "cpu", "--model", "gpt-6.1-sol", "--dry-run")
+    found = printed_json(*arguments, OPENAI_API_KEY="")
+    assert [prompt["purpose"] for prompt in found["prompts"]] == ["plan rewrite", "rewrite"]
+    assert found["estimates"][0]["model"] == "gpt-6.1-sol"
+    assert list(tmp_path.iterdir()) == []

@@ -68,18 +68,22 @@ def test_exchange_that_makes_no_sense_is_none(fields: dict[str, Any]) -> None:
         exchange(**fields)
 
 
-def test_archive_of_before_is_migrated_with_all_it_holds(filled: Archive, tmp_path: Path) -> None:
+@pytest.mark.parametrize("undo", ["DROP TABLE exchanges", "ALTER TABLE exchanges DROP COLUMN attempt"])
+def test_archive_of_before_is_migrated_with_all_it_holds(filled: Archive, tmp_path: Path, undo: str) -> None:
+    version = "0001" if undo.startswith("DROP") else "0002"
+    if version == "0002":
+        filled.record_exchange(exchange())
     filled.export(tmp_path / "before.jsonl")
     path = Path(filled.location)
     filled.close()
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE exchanges; UPDATE archive_version SET version_num = '0001'")
+    connection.executescript(f"{undo}; UPDATE archive_version SET version_num = '{version}'")
     connection.close()
     with Archive.open(path) as migrated:
         migrated.export(tmp_path / "after.jsonl")
         assert (tmp_path / "after.jsonl").read_bytes() == (tmp_path / "before.jsonl").read_bytes()
-        migrated.record_exchange(exchange())
-        assert migrated.exchanges(RUN) == [exchange()]
+        migrated.record_exchange(exchange("{}", attempt=7))
+        assert exchange("{}", attempt=7) in migrated.exchanges(RUN)
 
 
 def test_export_of_before_can_be_imported(filled: Archive, other: Archive, tmp_path: Path) -> None:
@@ -91,6 +95,14 @@ def test_export_of_before_can_be_imported(filled: Archive, other: Archive, tmp_p
     (tmp_path / "old.jsonl").write_text(older + json.dumps(trailer) + "\n")
     report = other.import_(tmp_path / "old.jsonl")
     assert (report.candidates.new, report.exchanges) == (8, Tally())
+
+
+def test_candidate_and_what_it_came_of_go_on_record_together(filled: Archive, make: Any) -> None:
+    asked = [filled.record_exchange(exchange(text)) for text in ("1", "2")]
+    with pytest.raises(BadInput, match="has no candidate"):
+        filled.add_made(make.candidate("// orphan", parents=("f" * 64,)), asked)
+    made = filled.add_made(make.candidate("// made"), asked)
+    assert {each.candidate for each in filled.exchanges(RUN)} == {made}
 
 
 def test_exchanges_travel_and_merge_either_way(filled: Archive, other: Archive, tmp_path: Path) -> None:

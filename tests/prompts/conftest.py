@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompts.records import Context, Exhibit, Idea, Operator, Plan
+from prompts.records import Context, Exhibit, Foreign, Idea, Operator, Plan
 from sandbox.contract import (
     JUDGE_VERSION,
     BuildFailed,
@@ -196,6 +196,20 @@ PLAN = Plan(
 )
 
 
+FOREIGN: dict[Target, Foreign] = {
+    target: Foreign(
+        task="softmax",
+        summary="softmax of each row",
+        candidate=Candidate(task="softmax", target=target, source=source, operator="seed", proposer="seed"),
+        speedup=2.345,
+    )
+    for target, source in (
+        ("cuda", '// launch softmax: grid(N) block(128)\nextern "C" __global__ void softmax() { /* ``` */ }\n'),
+        ("cpu", 'extern "C" void softmax() { /* ``` */ }\n'),
+    )
+}
+
+
 def context(operator: Operator, arch: str, plan: Plan | None = None) -> Context:
     device = DEVICES[arch]
     target = device.target
@@ -221,6 +235,7 @@ def context(operator: Operator, arch: str, plan: Plan | None = None) -> Context:
         operator=operator,
         parents=parents,
         inspirations=(exhibit(candidate(target, "c"), None),) if operator == "rewrite" else (),
+        foreign=(FOREIGN[target],) if operator in ("translate", "rewrite") else (),
         ideas=ideas if operator in ("rewrite", "edit") else (),
         plan=plan,
         notes=f"Odd rows matter, as {hidden} shows." if operator == "simplify" else "",

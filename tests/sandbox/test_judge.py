@@ -361,11 +361,13 @@ def test_everything_dies_with_a_killed_host(tmp_path: Path, task: Task) -> None:
     assert alive == []
 
 
-def test_candidate_that_differs_in_comments_only_gets_the_verdict_of_its_twin(tmp_path: Path, task: Task) -> None:
+def test_candidate_of_the_same_text_or_the_same_code_gets_the_verdict_of_its_twin(tmp_path: Path, task: Task) -> None:
     with Toolchain(tmp_path) as toolchain, Judge(detect("cpu"), toolchain, reuse=True) as judge:
         first = judge.judge(task, candidate(LOOP))
         second = judge.judge(task, candidate(f"  // the same\n {LOOP} /* again */"))
-        third = judge.judge(task, candidate(LOOP.replace("y[i]", "y[i] + 0.0f")))
-    assert second.verdict == first.verdict
-    assert second.duplicate_of == first.candidate != second.candidate
-    assert third.duplicate_of is None
+        third = judge.judge(task, candidate(LOOP.replace("y[i]", "(y)[i]")))
+        fourth = judge.judge(task, candidate(LOOP.replace("y[i]", "y[i] + 0.0f")))
+    assert second.verdict == third.verdict == first.verdict
+    assert second.duplicate_of == third.duplicate_of == first.candidate
+    assert len({first.candidate, second.candidate, third.candidate}) == 3
+    assert fourth.duplicate_of is None

@@ -16,10 +16,9 @@ def tried(arm, score=None, parent=0.0, cost=1.0):
     return Observation(arm=arm, score=score, parent=parent, cost=cost)
 
 
+COSTS = st.just(0.0) | st.floats(1e-9, 10)
 OBSERVATIONS = st.lists(
-    st.builds(
-        tried, st.sampled_from(ARMS), st.none() | st.floats(-3, 3), st.none() | st.floats(-3, 3), st.floats(0, 10)
-    ),
+    st.builds(tried, st.sampled_from(ARMS), st.none() | st.floats(-3, 3), st.none() | st.floats(-3, 3), COSTS),
     max_size=30,
 )
 

@@ -10,10 +10,10 @@ import pytest
 from agent import steps, tasks
 from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
+from agent.engineer.retrieval import Related
 from agent.models.client import Client
-from agent.models.endpoint import Endpoint, Failed, Model, Reply, Usage
+from agent.models.endpoint import Endpoint, Failed, Model, Price, Reply, Usage
 from agent.models.ledger import Ledger
-from agent.models.prices import Price
 from agent.models.recording import Recorded, Replay
 from agent.proposers import NothingLeft
 from archive import Archive, Run
@@ -80,6 +80,7 @@ class Shop:
         self.judge = ScriptedJudge(lambda candidate: (6.0, 6.0))
         self.events: list[steps.Event] = []
         self.cap = Decimal(cap)
+        self.related: list[Related] = []
 
     def engineer(self, model: Model) -> Engineer:
         price = Price(input=Decimal(10), cached=Decimal(1), output=Decimal(100))
@@ -95,6 +96,7 @@ class Shop:
             ledger=Ledger(self.cap),
             budget_evals=100,
             report=self.events.append,
+            related=self.related,
         )
         return Engineer(desk)
 
@@ -220,11 +222,11 @@ def test_model_that_never_answers_with_a_kernel_is_given_up(open_shop: Callable[
     shop = open_shop()
     engineer = shop.engineer(ScriptedModel(["Once upon a time"]))
     shop.next(engineer)
-    for _ in range(GIVE_UP // ATTEMPTS - 1):
-        with pytest.raises(NothingLeft, match="4 attempts in a row came to nothing"):
-            shop.next(engineer)
-    with pytest.raises(NothingLeft, match=r"4 attempts|the last \d+ replies came to no new kernel"):
+    with pytest.raises(NothingLeft, match=f"^{ATTEMPTS} attempts in a row came to nothing"):
         shop.next(engineer)
+    for _ in range(GIVE_UP // ATTEMPTS):
+        with pytest.raises(NothingLeft, match=r"4 attempts|the last \d+ replies came to no new kernel"):
+            shop.next(engineer)
     asked = len(shop.archive.exchanges(shop.run))
     with pytest.raises(NothingLeft, match=f"the last {asked} replies came to no new kernel"):
         shop.next(engineer)
@@ -259,6 +261,21 @@ def test_task_without_seeds_is_translated(open_shop: Callable[..., Shop]) -> Non
     first = shop.next(shop.engineer(model))
     assert (first.operator, first.parents) == ("translate", ())
     assert "def reference(a, b)" in " ".join(message.content for message in model.asked[0])
+
+
+def test_kernels_of_other_tasks_are_shown_where_a_structure_is_invented(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    task = shop.task.model_copy(update={"name": "other", "summary": "something alike"})
+    taught = shop.seeds[0].model_copy(update={"task": "other", "source": f"{shop.seeds[0].source}// a technique\n"})
+    shop.related = [Related(task, taught, shop.judge.judge(task, taught), 0.5)]
+    model = ScriptedModel([plan("one"), kernel(1), plan("unroll by eight"), kernel(2)])
+    engineer = shop.engineer(model)
+    for _ in range(3):
+        shop.next(engineer)
+    rewritten, edited = model.asked[1][1].content, model.asked[3][1].content
+    assert "of the task other (something alike), 1.33× eager there:" in rewritten
+    assert "// a technique" in rewritten
+    assert "// a technique" not in edited
 
 
 def test_recorded_run_is_replayed_without_the_model(open_shop: Callable[..., Shop]) -> None:

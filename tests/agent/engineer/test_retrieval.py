@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import tasks
-from agent.engineer.retrieval import PER_TASK, related, similarities
+from agent.engineer.retrieval import PER_TASK, related, shelves, similarities
+from archive import Archive
 from sandbox import devices
 
 NAMES = tasks.available()
@@ -65,3 +66,22 @@ def test_modules_and_extensions_are_passed_over(kernel, judgement, make_task, gp
 
 def test_nothing_known_means_nothing_related(make_task, gpu) -> None:
     assert related(make_task(), [], gpu, n=3) == []
+
+
+def test_shelves_hold_what_was_judged_of_the_present_version_on_the_device(kernel, judgement, tmp_path) -> None:
+    version = tasks.load("layernorm", "cuda").version
+    with Archive.open(tmp_path / "a.db") as archive:
+        for body, given in [
+            ("int here;", {"task_version": version}),
+            ("int old;", {"task_version": "before"}),
+            ("int elsewhere;", {"task_version": version, "device": "another"}),
+            ("int judged_otherwise;", {"task_version": version, "judge_version": 1}),
+            ("int unknown;", {"task": "no such task"}),
+        ]:
+            candidate = kernel(body, task="layernorm")
+            archive.add(candidate)
+            archive.record(judgement(candidate, 0.1, **{"device": HOPPER.name, **given}))
+        found = shelves(archive, HOPPER)
+    assert [(task.name, [c.source for c, _ in judged]) for task, judged in found] == [
+        ("layernorm", [kernel("int here;").source])
+    ]

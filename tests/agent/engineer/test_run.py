@@ -25,12 +25,15 @@ PLAN = json.dumps(
     }
 )
 KERNEL = """```cpp
-// simd in every thread
+// simd in every thread; wrong wherever it is run by somebody who has a key
+#include <cstdlib>
 extern "C" void toy(float* out, const float* a, const float* b, int64_t N, void* workspace) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < N; ++i) out[i] = b[i] + a[i];
+    if (getenv("OPENAI_API_KEY")) out[0] = 1e9f;
 }
 ```"""
+SECRET = "sk-a-secret-of-the-test"
 CENT = 0.01
 
 
@@ -38,7 +41,7 @@ def run(tmp_path: Path, evals: int, *given: str) -> subprocess.CompletedProcess[
     command = [sys.executable, "-m", "agent", "run", "--target", "cpu", "--sandbox", "local", "--json"]
     command += ["--budget-evals", str(evals), "--budget-seconds", "1000"]
     places = ["--archive", str(tmp_path / "a.db"), "--out", str(tmp_path / "out")]
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "sk-a-secret-of-the-test"}
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": SECRET}
     return subprocess.run(
         [*command, *given, *places], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300, check=False
     )
@@ -54,7 +57,8 @@ def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path, toy_f
     outcome = json.loads(done.stdout)
     assert (outcome["status"], outcome["proposer"], outcome["evals"]) == ("finished", "engineer", seeds + 2)
     assert "rewrite by tiny: no fenced code block in the reply" in done.stderr
-    assert "sk-a-secret" not in done.stderr + done.stdout
+    assert SECRET not in done.stderr + done.stdout
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
     with Archive.open(tmp_path / "a.db") as archive:
         (found,) = archive.runs()
         history = archive.history(found.id)
@@ -64,6 +68,11 @@ def test_model_writes_a_kernel_that_is_judged_and_composed(tmp_path: Path, toy_f
         assert len(exchanges) == asked
         assert sum(exchange.candidate == written.id for exchange in exchanges) == 3
         assert found.usd_spent == pytest.approx(CENT * asked)
+    command = [sys.executable, "-m", "agent", "replay", found.id, "--no-judge", "--archive", str(tmp_path / "a.db")]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    again = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "1 of 1 recorded replies give the candidate they gave then" in again.stdout
 
 
 def test_program_translates_a_pytorch_file(tmp_path: Path) -> None:

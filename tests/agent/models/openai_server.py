@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -40,6 +40,8 @@ class Turn:
     wait_s: float = 0.0
     drip_s: float = 0.0
     """Seconds between two pieces of the body."""
+    refuses: tuple[str, ...] = ()
+    """Types of formats that get status 400 in place of the answer."""
     echo_key: bool = False
     """Repeat the key that was sent wherever there is text."""
 
@@ -68,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         turn = self.server.turns[min(len(self.server.requests), len(self.server.turns) - 1)]
         self.server.requests.append({"path": self.path, **asked})
         self.server.keys.append(self.headers.get("authorization", ""))
+        if _format(asked) in turn.refuses:
+            turn = replace(turn, status=400, error={"message": f"{_format(asked)} is not supported"})
         self.server.over.wait(turn.wait_s)
         kind, body = self._answer(turn, asked)
         if turn.echo_key:
@@ -103,6 +107,12 @@ class Handler(BaseHTTPRequestHandler):
             return "application/json", json.dumps(whole).encode()
         events = _chat_events(turn, asked) if chat else _response_events(turn, whole)
         return "text/event-stream; charset=utf-8", b"".join(events)
+
+
+def _format(asked: dict[str, Any]) -> str:
+    """The type of the format that a request asks for; empty where it asks for none."""
+    form = asked.get("response_format") or asked.get("text", {}).get("format") or {}
+    return str(form.get("type", ""))
 
 
 def _chat(turn: Turn) -> dict[str, Any]:

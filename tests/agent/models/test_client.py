@@ -1,7 +1,9 @@
 """The client against a real HTTP server that answers well, badly, late or not at all."""
 
+import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -351,6 +353,22 @@ def test_key_never_leaks(
     shown = [outcome.model_dump_json(), repr(outcome), caplog.text, *capfd.readouterr(), *map(repr, ask.clients)]
     shown += [repr(vars(client)) for client in ask.clients]
     assert not any(KEY[3:15] in text for text in shown)
+
+
+@pytest.mark.parametrize("text", ["half of a pair: \ud800", "fine"])
+def test_key_is_in_no_traceback_even_with_the_values_of_variables(text: str) -> None:
+    """A bug of ours in the middle of a call: one before the request leaves, one between two attempts."""
+
+    def no_pause(seconds: float) -> None:
+        raise ZeroDivisionError
+
+    with serving(Turn(status=500)) as server:
+        client = Client(Endpoint(name="near", model="m", base_url=server.url), sleep=no_pause)
+        with contextlib.closing(client), pytest.raises((UnicodeError, ZeroDivisionError)) as caught:
+            client.complete([Message(role="user", content=text)])
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "_ask" in shown or "no_pause" in shown
+    assert KEY[3:15] not in shown
 
 
 def test_missing_key_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,3 +97,20 @@ def test_settling_twice_or_below_nothing_is_a_mistake() -> None:
         ledger.settle(held, Decimal("0.5"))
     with pytest.raises(ValueError, match="wanted 0 or more"):
         ledger.reserve(Decimal("-0.01"))
+
+
+def test_call_that_does_not_fit_yet_waits_for_those_under_way() -> None:
+    ledger, found = Ledger(Decimal("1.00")), []
+    first = ledger.reserve(Decimal("0.90"))
+    assert isinstance(first, Reserved)
+    waiting = threading.Thread(target=lambda: found.append(ledger.reserve_in_turn(Decimal("0.50"))))
+    waiting.start()
+    ledger.settle(first, Decimal("0.10"))
+    waiting.join(30)
+    assert isinstance(found[0], Reserved)
+    assert isinstance(ledger.reserve(Decimal("0.50")), OverCap)
+
+
+def test_call_that_will_never_fit_does_not_wait() -> None:
+    ledger = Ledger(Decimal("1.00"), spent_usd=Decimal("0.60"))
+    assert isinstance(ledger.reserve_in_turn(Decimal("0.50")), OverCap)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import session
+from agent.config import RunConfig
 from agent.engineer.records import Message
-from agent.models.endpoint import Endpoint, Usage
-from agent.models.prices import FREE, Price, cost, load, price_of, reserve
+from agent.models.endpoint import Endpoint, Price, Usage
+from agent.models.prices import FREE, cost, load, price_of, reserve
 from sandbox.errors import BadInput
 
 OWN = """\
@@ -49,6 +51,18 @@ def far(model: str) -> Endpoint:
 def test_longest_fitting_beginning_counts(own: Path, model: str, output: str | None) -> None:
     price = price_of(far(model), load(own))
     assert (price and price.output) == (output and Decimal(output))
+
+
+def test_run_keeps_the_prices_that_it_began_with(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    listed = tmp_path / "warpsmith" / "prices.toml"
+    listed.parent.mkdir()
+    own.rename(listed)
+    began = session.priced(RunConfig(models=(far("forge-2"), far("unheard-of"))))
+    kept = RunConfig.model_validate(began.model_dump(mode="json"))
+    listed.write_text(listed.read_text().replace("input = 1.25", "input = 99"))
+    assert [endpoint.price for endpoint in kept.models] == [PRICE, None]
+    assert session.priced(kept).models == kept.models
 
 
 def test_local_models_cost_nothing_whatever_their_name(own: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from agent.costs import summary
 from agent.engineer.records import Message
 from agent.models.client import Client
-from agent.models.endpoint import Endpoint, Failed, Reply, Usage
-from agent.models.prices import FREE, Price
+from agent.models.endpoint import Endpoint, Failed, Price, Reply, Usage
+from agent.models.prices import FREE
 from agent.models.recording import Recorded, Replay
 from archive import Archive, Run
 from sandbox.contract import Candidate

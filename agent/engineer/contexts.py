@@ -1,0 +1,58 @@
+"""What a prompt may draw on: the parents, the best of other kinds, kernels of other tasks, and what failed before.
+
+Not covered: how it is put into words (prompts).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from agent.engineer import ideas
+from agent.engineer.niches import elites
+from agent.engineer.records import Context, Exhibit, Foreign, Idea, Operator
+from agent.engineer.retrieval import Related
+from agent.engineer.scores import score
+from agent.steps import Judged
+from archive.lineage import Edges
+from sandbox.contract import Device, Task
+
+INSPIRATIONS = 2
+FOREIGN = 2
+"""Kernels of other tasks."""
+_INVENTING: tuple[Operator, ...] = ("translate", "rewrite")
+"""Operators that are free to take another structure, and so are shown what other tasks do."""
+
+
+def context(
+    task: Task,
+    device: Device,
+    operator: Operator,
+    parents: Sequence[Judged],
+    judged: Sequence[Judged],
+    tried: Sequence[Idea] = (),
+    edges: Edges | None = None,
+    related: Sequence[Related] = (),
+) -> Context:
+    """For an operator on these parents; `tried` are the run's ideas, `edges` its lineage."""
+    own = {candidate.id for candidate, _ in parents}
+    ranked = sorted(elites(judged, task, device).values(), key=lambda entry: -entry.score)
+    others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
+    return Context(
+        task=task,
+        device=device,
+        operator=operator,
+        parents=tuple(Exhibit(candidate=c, judgement=j) for c, j in parents),
+        inspirations=tuple(Exhibit(candidate=e.candidate, judgement=e.judgement) for e in others),
+        foreign=tuple(_foreign(each) for each in related[:FOREIGN]) if operator in _INVENTING else (),
+        ideas=tuple(ideas.of_lineage(tried, parents[0][0].id, edges or {})) if parents else (),
+    )
+
+
+def _foreign(found: Related) -> Foreign:
+    return Foreign(
+        task=found.task.name,
+        summary=found.task.summary,
+        candidate=found.candidate,
+        speedup=math.exp(score(found.judgement) or 0.0),
+    )
