@@ -168,7 +168,7 @@ def test_judgement_of_a_later_program_keeps_its_id(filled: Archive, other: Archi
 
 
 def _newer_format(lines: Lines) -> None:
-    lines[0]["warpsmith_archive"] = 3
+    lines[0]["warpsmith_archive"] = 4
 
 
 def _unknown_kind(lines: Lines) -> None:
@@ -214,7 +214,7 @@ def _no_header(lines: Lines) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_newer_format, r"line 1 says format 3; this Warpsmith reads up to 2"),
+        (_newer_format, r"line 1 says format 4; this Warpsmith reads up to 3"),
         (_unknown_kind, r"line 2: .*'dream'.*'candidate', 'judgement', 'run', 'evaluation'"),
         (_unknown_field, r"line 2: candidate\.record\.mood: Extra inputs"),
         (_changed_source, r"line 2: candidate: .*id [0-9a-f]{64} is not the hash of the content"),

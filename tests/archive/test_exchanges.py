@@ -73,7 +73,7 @@ def test_archive_of_before_is_migrated_with_all_it_holds(filled: Archive, tmp_pa
     path = Path(filled.location)
     filled.close()
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE exchanges; UPDATE archive_version SET version_num = '0001'")
+    connection.executescript("DROP TABLE asks; DROP TABLE exchanges; UPDATE archive_version SET version_num = '0001'")
     connection.close()
     with Archive.open(path) as migrated:
         migrated.export(tmp_path / "after.jsonl")
