@@ -1,4 +1,4 @@
-"""Remembers candidates, judgements, runs, asks and exchanges. Knows nothing of proposers, models or the command line."""
+"""Remembers candidates, judgements, runs, asks and exchanges. Knows nothing of proposers, models and command lines."""
 
 from archive.leaderboard import Row, WorkloadRow, rows
 from archive.records import Ask, Exchange, ImportReport, Run, RunStatus, Tally, new_run_id
