@@ -17,7 +17,7 @@ from agent.asking.document import MARK
 from sandbox.contract import Record
 from sandbox.errors import BadInput
 
-_MARK = re.compile(rf"^[ \t>*`/]*{re.escape(MARK)}[ \t]*`?([0-9a-f]+)[`* \t]*$", re.MULTILINE)
+_MARK = re.compile(rf"^[ \t>*`/]*{re.escape(MARK)}[ \t*`]*([0-9a-f]+)[`* \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _EDIT = re.compile(r"^\s*<{5,9} ?SEARCH\s*$.*?^\s*>{5,9} ?REPLACE\s*$", re.MULTILINE | re.DOTALL)
 _LONG_FENCE = "~" * 12
