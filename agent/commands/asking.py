@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from agent import config as configuration
-from agent.commands.options import NO_TASK, ArchivePath, Json, TaskName, err, location, open_archive, out, print_json
+from agent.commands.options import NO_TASK, ArchivePath, Json, TaskName, err, open_archive, out, print_json
 from agent.engineer.records import Operator
 from agent.words import short
 from sandbox.errors import BadInput
@@ -115,7 +115,7 @@ def tell(
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Path of the task, where it is not that of the ask.")
     ] = None,
-    sandbox: Annotated[Literal["auto", "docker", "local"], typer.Option(help="Where candidates run.")] = "auto",
+    sandbox: Annotated[Literal["auto", "docker", "local"] | None, typer.Option(help="Where candidates run.")] = None,
     archive: ArchivePath = None,
     as_json: Json = False,
 ) -> None:
@@ -125,11 +125,12 @@ def tell(
     if pending and not judging:
         raise BadInput("--pending judges what waits; got --no-judge, too")
     seen: list[Told] = []
-    with open_archive(location(archive)) as opened:
+    wanted = configuration.load({"archive": archive, "sandbox": sandbox})
+    with open_archive(wanted.archive) as opened:
         handed = (
             _pending(opened, task) if pending else _handed(opened, _text(file), str(file), ask_id, name, task, judging)
         )
-        for told in _settled(opened, list(handed), judging, sandbox):
+        for told in _settled(opened, list(handed), judging, wanted.sandbox):
             seen.append(told)
             if not as_json:
                 _print(told)

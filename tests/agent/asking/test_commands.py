@@ -11,6 +11,7 @@ import pytest
 
 from agent import tasks
 from archive import Archive
+from sandbox.contract import BuildFailed, Judgement
 
 H100 = "NVIDIA H100 80GB HBM3"
 HEAD = 'extern "C" void toy(float* out, const float* a, const float* b, int64_t N, void* workspace)'
@@ -21,6 +22,7 @@ OTHER = RIGHT.replace("#pragma omp simd\n", "")
 
 def warpsmith(*arguments: object, code: int, given: str = "") -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(tasks.bundled().parent), "XDG_DATA_HOME": str(Path.cwd())}
+    variables["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(
         [sys.executable, "-m", "agent", *map(str, arguments)],
         input=given,
@@ -68,20 +70,26 @@ def test_document_goes_to_stdout_or_a_file(toy_folder: Path) -> None:
     assert json.loads(written.stdout) == {"file": "ask.json", "asks": [found["ask"]]}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--task", "layernorm", "--target", "cuda"], "this machine has no GPU, and the archive has no judgement"),
-        (["--task", "layernorm", "--target", "cuda", "--device", "Voodoo"], "no figures of GPU 'Voodoo' are known"),
-        (["--task", "layernorm", "--target", "cpu", "--device", "Voodoo"], "no CPU 'Voodoo' in the archive"),
-        (["--task", "layernorm", "--target", "cpu", "--parent", "beef"], "the archive has no candidate 'beef'"),
-        ([], "no task: give --task NAME"),
-    ],
-)
-def test_ask_that_cannot_be_made_says_why(arguments: list[str], message: str) -> None:
-    done = warpsmith("ask", *arguments, "--archive", "a.db", code=2)
-    assert done.stderr.startswith(f"error: {message}")
+def test_ask_that_cannot_be_made_says_why_in_one_line() -> None:
+    done = warpsmith("ask", "--task", "layernorm", "--target", "cuda", "--archive", "a.db", code=2)
+    assert done.stderr.startswith(
+        "error: this machine has no GPU, and the archive has no judgement of layernorm on one"
+    )
     assert len(done.stderr.splitlines()) == 1
+    assert warpsmith("ask", "--archive", "a.db", code=2).stderr.startswith("error: no task: give --task NAME")
+
+
+def test_without_a_gpu_the_ask_is_for_the_one_that_judged_the_task_last() -> None:
+    task = tasks.load("vector_add", "cuda")
+    seed = tasks.seeds(task)[0]
+    verdict = BuildFailed(log="error: no")
+    given = {"task": task.name, "task_version": task.version, "target": "cuda", "device": "NVIDIA A10", "seconds": 1.0}
+    with Archive.open("a.db") as archive:
+        archive.add(seed)
+        judged = {"candidate": seed.id, "verdict": verdict, "judged_at": "2026-01-01T00:00:00+00:00"}
+        archive.record(Judgement.model_validate(given | judged))
+    (ask,) = asked("vector_add", "--target", "cuda")
+    assert (ask["device"], ask["operator"]) == ("NVIDIA A10", "rewrite")
 
 
 def test_ask_for_a_gpu_elsewhere_is_answered_without_one_and_waits_for_it() -> None:

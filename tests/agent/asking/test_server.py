@@ -28,7 +28,11 @@ def connected(*arguments: str) -> Client:
             StdioServerParameters(
                 command=sys.executable,
                 args=["-m", "agent", "mcp", "--archive", "agents.db", "--sandbox", "local", *arguments],
-                env={"PYTHONPATH": str(tasks.bundled().parent), "XDG_DATA_HOME": str(Path.cwd())},
+                env={
+                    "PYTHONPATH": str(tasks.bundled().parent),
+                    "XDG_DATA_HOME": str(Path.cwd()),
+                    "CUDA_VISIBLE_DEVICES": "",
+                },
                 cwd=Path.cwd(),
             )
         )
