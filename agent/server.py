@@ -16,7 +16,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from agent.asking.lessons import Lesson
-from agent.asking.service import CandidatePage, Place, Service, TaskLine, TaskPage
+from agent.asking.service import AGENT, CandidatePage, Place, Service, TaskLine, TaskPage
 from agent.asking.telling import Told
 from agent.engineer.records import Operator
 from sandbox.errors import WarpsmithError
@@ -78,15 +78,18 @@ def make(service: Service) -> MCPServer[Any]:
     @server.tool()
     async def tell(
         ask: Annotated[str, Field(description="Id of the ask that is answered.")],
-        reply: Annotated[
-            str, Field(description="The kernel in one fenced code block or as a bare source, or SEARCH/REPLACE edits.")
-        ],
         ctx: Context[Any, Any],
+        source: Annotated[str, Field(description="The whole kernel.")] = "",
+        reply: Annotated[
+            str, Field(description="In its place: SEARCH/REPLACE edits, or Markdown with the kernel.")
+        ] = "",
         note: Annotated[str, Field(description="What was changed, in a sentence.")] = "",
-        proposer: Annotated[str, Field(description="Who wrote it.")] = "",
+        proposer: Annotated[str, Field(description="Who wrote it.")] = AGENT,
+        tunables: Annotated[dict[str, int] | None, Field(description="Values other than the defaults.")] = None,
     ) -> Told:
         """Hand in a kernel: it goes on record with its parents, is judged, and takes its place on the leaderboard."""
-        return await _judged(lambda: service.tell(ask, reply, proposer, note), ctx)
+        given = {"ask": ask, "source": source, "reply": reply, "note": note, "proposer": proposer}
+        return await _judged(lambda: service.tell(given | {"tunables": tunables or {}}), ctx)
 
     @server.tool()
     def leaderboard(task: Task, limit: Annotated[int, Field(ge=1, le=100)] = 10) -> list[Place]:

@@ -95,15 +95,15 @@ def _from_text(name: str, text: str, ask: str | None) -> Iterator[Answer | Unrea
     if ask is not None and any(not _agree(mark[1], ask) for mark in marks):
         raise BadInput(f"{name} answers ask {marks[0][1]}, got --ask {ask}")
     if name.endswith(_SOURCES):
-        yield _answer(name, {"ask": ask or marks[0][1], "source": text})
+        yield answer_of(name, {"ask": ask or marks[0][1], "source": text})
         return
     if len(marks) < 2:
-        yield _answer(name, {"ask": ask or marks[0][1], "reply": _MARK.sub("", text)})
+        yield answer_of(name, {"ask": ask or marks[0][1], "reply": _MARK.sub("", text)})
         return
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     for mark, end in zip(marks, ends, strict=True):
         line = text.count("\n", 0, mark.start()) + 1
-        yield _answer(f"{name} line {line}", {"ask": mark[1], "reply": text[mark.end() : end]})
+        yield answer_of(f"{name} line {line}", {"ask": mark[1], "reply": text[mark.end() : end]})
 
 
 def _agree(one: str, other: str) -> bool:
@@ -125,19 +125,22 @@ def _from_json(name: str, text: str, ask: str | None) -> Iterator[Answer | Unrea
         return
     items = whole if isinstance(whole, list) else [whole]
     for number, item in enumerate(items, start=1):
-        yield _answer(f"{name} answer {number}" if len(items) > 1 else name, item, ask)
+        yield answer_of(f"{name} answer {number}" if len(items) > 1 else name, item, ask)
 
 
 def _of_line(place: str, line: str, ask: str | None) -> Answer | Unreadable:
     try:
-        return _answer(place, json.loads(line), ask)
+        return answer_of(place, json.loads(line), ask)
     except (JSONDecodeError, RecursionError) as exc:
         return Unreadable(place=place, reason=f"not JSON: {exc}")
 
 
-def _answer(place: str, found: Any, ask: str | None = None) -> Answer | Unreadable:
+def answer_of(place: str, found: Any, ask: str | None = None) -> Answer | Unreadable:
+    """The answer of these keys, to `ask` where it does not say."""
     if not isinstance(found, dict):
         return Unreadable(place=place, reason=f"got {json.dumps(found)[:60]}, wanted an object with ask and reply")
+    if ask is not None and not _agree(str(found.get("ask", ask)), ask):
+        return Unreadable(place=place, reason=f"it answers ask {found['ask']}, got --ask {ask}")
     try:
         return Answer.model_validate(({"ask": ask} if ask else {}) | found | {"place": place})
     except ValidationError as exc:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from agent import tasks
 from agent.asking import asking, device, document, lessons, setting, telling
 from agent.asking.bench import Bench
 from agent.asking.lessons import Lesson
-from agent.asking.replies import Answer, Unreadable, read
+from agent.asking.replies import Unreadable, answer_of
 from agent.asking.setting import Setting
 from agent.asking.telling import Told
 from agent.config import RunConfig
@@ -181,28 +181,26 @@ class Service:
 
         return self._judging.submit(work)
 
-    def tell(self, ask: str, reply: str, proposer: str, note: str) -> Future[Told]:
-        """The verdict on a reply, which is on record before this returns; at once where it is for another machine."""
-        (answer, *more) = read("reply", reply, ask)
-        if isinstance(answer, Unreadable) or more:
-            reason = answer.reason if isinstance(answer, Unreadable) else "got several answers, wanted one"
-            raise BadInput(reason)
-        waiting = telling.accept(self.shop.archive, _signed(answer, proposer, note))
+    def tell(self, given: dict[str, Any]) -> Future[Told]:
+        """The verdict on an answer of these keys, which is on record before this returns.
+
+        At once where it is for another machine.
+        """
+        answer = answer_of("", given)
+        if isinstance(answer, Unreadable):
+            raise BadInput(answer.reason)
+        waiting = telling.accept(self.shop.archive, answer)
         here = device.at_hand(waiting.run.target)
         if here is None or here.name != waiting.run.device:
-            return self._judging.submit(telling.unjudged, waiting)
+            settled: Future[Told] = Future()
+            settled.set_result(telling.unjudged(waiting))
+            return settled
         return self._judging.submit(telling.judge, self.shop.archive, waiting, self._bench.judge)
 
     def _setting(self, task: str) -> Setting:
         config = self.shop.config.model_copy(update={"task": task})
         meant, _ = device.choose(self.shop.archive, task, config.target, self.shop.device)
         return setting.setting_of(self.shop.archive, config, meant)
-
-
-def _signed(answer: Answer, proposer: str, note: str) -> Answer:
-    return answer.model_copy(
-        update={"proposer": answer.proposer or proposer or AGENT, "note": answer.note or note, "place": ""}
-    )
 
 
 def _trial(task: Task, source: str, tunables: dict[str, int]) -> Candidate:

@@ -20,6 +20,7 @@ from agent.engineer.ideas import outcome
 from agent.engineer.reply import Unusable, read_source
 from agent.engineer.scores import score
 from agent.models.endpoint import Reply, Usage
+from agent.words import label
 from archive import Archive, Ask, Exchange, Run, rows
 from archive.records import canonical
 from prompts.records import Exhibit
@@ -203,9 +204,9 @@ def pending(archive: Archive, where: str | None = None) -> Iterator[Waiting | To
         try:
             found = task_of(run, where)
         except BadInput as exc:
-            yield from (refused(f"candidate {candidate.id[:10]}", "", str(exc)) for candidate in waiting)
+            yield from (refused(label(candidate), "", str(exc)) for candidate in waiting)
             continue
-        yield from (Waiting(candidate, run, found) for candidate in waiting)
+        yield from (Waiting(candidate, run, found, place=label(candidate)) for candidate in waiting)
 
 
 def _judged(archive: Archive, run: Run, candidate: Candidate) -> bool:

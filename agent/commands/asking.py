@@ -15,7 +15,7 @@ from agent import config as configuration
 from agent.commands.options import NO_TASK, ArchivePath, Json, TaskName, err, open_archive, out, print_json
 from agent.engineer.records import Operator
 from agent.words import short
-from sandbox.errors import BadInput
+from sandbox.errors import BadInput, Infrastructure
 
 if TYPE_CHECKING:
     from agent.asking.asking import Prompt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archive import Archive
     from sandbox.launch import Sandbox
 
+UNFINISHED = "every kernel that was told is on record; `warpsmith tell --pending` judges those that have no verdict"
 STYLES = {"Passed": "bold green", "Waiting": "bold yellow"}
 
 
@@ -130,10 +131,17 @@ def tell(
         handed = (
             _pending(opened, task) if pending else _handed(opened, _text(file), str(file), ask_id, name, task, judging)
         )
-        for told in _settled(opened, list(handed), judging, wanted.sandbox):
-            seen.append(told)
-            if not as_json:
-                _print(told)
+        try:
+            for told in _settled(opened, list(handed), judging, wanted.sandbox):
+                seen.append(told)
+                if not as_json:
+                    _print(told)
+        except KeyboardInterrupt:
+            err.print(f"interrupted: {UNFINISHED}", soft_wrap=True)
+            raise typer.Exit(130) from None
+        except Infrastructure:
+            err.print(UNFINISHED, soft_wrap=True)
+            raise
     if as_json:
         print_json([told.model_dump(mode="json") for told in seen])
     elif not seen:

@@ -85,11 +85,13 @@ def test_json_object_list_and_lines_say_the_same() -> None:
         ({"reply": "a"}, "ask: Field required"),
         ({"ask": "3f", "reply": "a", "kernel": "b"}, "kernel: Extra inputs are not permitted"),
         ({"ask": "3f", "source": "a", "tunables": {"T": "x"}}, "tunables.T: Input should be a valid integer"),
+        ({"ask": "beef", "source": "a"}, "it answers ask beef, got --ask 3f"),
         ("text", 'got "text", wanted an object with ask and reply'),
     ],
 )
 def test_one_bad_answer_costs_none_of_the_others(item: object, reason: str) -> None:
-    bad, good = read("b.json", json.dumps([item, {"ask": "3f", "source": KERNEL}]))
+    ask = "3f" if "beef" in str(item) else None
+    bad, good = read("b.json", json.dumps([item, {"ask": "3f", "source": KERNEL}]), ask)
     assert isinstance(bad, Unreadable)
     assert bad.place == "b.json answer 1"
     assert bad.reason.startswith(reason)

@@ -71,7 +71,9 @@ def test_agent_asks_writes_and_finds_its_kernel_on_the_leaderboard(toy_folder: P
             prompt = await said(client, "ask", task=task)
             found = re.search(r"^Ask (\w+): rewrite, for toy", prompt, re.MULTILINE)
             assert found, prompt
-            telling = asyncio.create_task(data(client, "tell", ask=found[1], reply=KERNEL, note="simd", proposer="ann"))
+            telling = asyncio.create_task(
+                data(client, "tell", ask=found[1], source=KERNEL, note="simd", proposer="ann")
+            )
             # Answered while the judge is at work.
             assert "vector_add" in [line["name"] for line in await data(client, "list_tasks")]
             assert not telling.done()
@@ -88,7 +90,7 @@ def test_agent_asks_writes_and_finds_its_kernel_on_the_leaderboard(toy_folder: P
             assert lesson["outcome"].startswith("passed")
             page = await data(client, "show_candidate", task=task, candidate=told["candidate"])
             assert page["source"] == KERNEL
-            assert "which was judged: it is Passed" in await fault(client, "tell", ask=found[1], reply=KERNEL)
+            assert "which was judged: it is Passed" in await fault(client, "tell", ask=found[1], source=KERNEL)
 
     asyncio.run(work())
 
@@ -99,7 +101,8 @@ def test_faults_are_tool_errors_in_one_line_and_the_server_goes_on(toy_folder: P
             assert "unknown task 'atention': did you mean 'attention'?" in await fault(
                 client, "show_task", task="atention"
             )
-            assert "no ask 'feed'; it has no ask yet" in await fault(client, "tell", ask="feed", reply=KERNEL)
+            assert "no ask 'feed'; it has no ask yet" in await fault(client, "tell", ask="feed", source=KERNEL)
+            assert "wanted either a reply or a source" in await fault(client, "tell", ask="feed")
             fewer = KERNEL.replace("const float* b, ", "")
             assert "toy has other parameters" in await fault(client, "judge", task=str(toy_folder), source=fewer)
             page = await data(client, "show_task", task=str(toy_folder))
