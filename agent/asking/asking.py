@@ -47,7 +47,7 @@ def make(
 
 def _one(setting: Setting, run: Run, operator: Operator | None, given: Sequence[Candidate]) -> Prompt:
     found = choice.known(setting, run)
-    rng = random.Random(f"{setting.config.seed} {len(found.answers)} {len(found.waiting)}")
+    rng = random.Random(f"{setting.config.seed} {found.asked}")
     errand = choice.choose(setting, found, operator, given, rng)
     messages = render_ask(context(setting, found, errand), rng, setting.config.prompts)
     # A seed that nobody has judged is not in the archive yet.

@@ -27,6 +27,8 @@ from sandbox.errors import BadInput
 REPAIRS = 2
 """Repairs of a repair, unless a parent is named."""
 INSPIRATIONS = 2
+WAITING = 8
+"""Asks without an answer that count as tries; older ones have been given up, for all one knows."""
 IMPROVING: tuple[Operator, ...] = ("rewrite", "edit", "crossover", "simplify")
 WRITTEN = ("translate", "propose", "repair", "crossover")
 """Operators of candidates that an engineer wrote."""
@@ -41,6 +43,9 @@ class Known:
     judged: list[Judged]
     answers: list[Exchange]
     waiting: list[Ask]
+    """The newest that nobody has answered."""
+    asked: int
+    """How many asks there have been."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def known(setting: Setting, run: Run) -> Known:
     answers = setting.archive.exchanges(run.id)
     answered = {exchange.request for exchange in answers}
     asks = setting.archive.asks(run.id)
-    return Known(history(setting), answers, [ask for ask in asks if request_of(ask.id) not in answered])
+    waiting = [ask for ask in asks if request_of(ask.id) not in answered]
+    return Known(history(setting), answers, waiting[-WAITING:], len(asks))
 
 
 def request_of(ask: str) -> str:
