@@ -10,8 +10,8 @@ from typing import NoReturn, cast
 
 import typer
 
+from agent.commands import asking, candidates, checking, costs, judging, machine, replaying, sandbox, search, serving
 from agent.commands import bench as benching
-from agent.commands import candidates, checking, costs, judging, machine, replaying, sandbox, search
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
 
@@ -33,6 +33,9 @@ containers = typer.Typer(help="Where candidates run: make its image, look at it,
 app.command(epilog=EXIT_CODES)(search.run)
 app.command(epilog=EXIT_CODES)(search.resume)
 app.command(epilog=EXIT_CODES)(replaying.replay)
+app.command(epilog=EXIT_CODES)(asking.ask)
+app.command(epilog=EXIT_CODES)(asking.tell)
+app.command()(serving.mcp)
 app.command()(candidates.leaderboard)
 app.command()(candidates.show)
 app.command()(candidates.diff)

@@ -1,11 +1,12 @@
-"""Remembers every candidate, judgement, run and exchange. Knows nothing of proposers, models or the command line."""
+"""Remembers candidates, judgements, runs, asks and exchanges. Knows nothing of proposers, models and command lines."""
 
 from archive.leaderboard import Row, WorkloadRow, rows
-from archive.records import Exchange, ImportReport, Run, RunStatus, Tally, new_run_id
+from archive.records import Ask, Exchange, ImportReport, Run, RunStatus, Tally, new_run_id
 from archive.store import Archive
 
 __all__ = [
     "Archive",
+    "Ask",
     "Exchange",
     "ImportReport",
     "Row",

@@ -1,11 +1,12 @@
 """The lines by which archives meet: JSON lines from a header to a trailer with counts and a checksum.
 
-    {"schema":"0003","warpsmith_archive":3}
+    {"schema":"0004","warpsmith_archive":3}
     {"created_at":…,"id":…,"kind":"candidate","record":{…}}        in order of time, then id
     {"id":…,"kind":"judgement","record":{…}}
     {"kind":"run","record":{…},"updated_at":…}
     {"at":…,"judgement":…,"kind":"evaluation","run":…}
     {"id":…,"kind":"exchange","record":{…}}
+    {"id":…,"kind":"ask","record":{…}}
     {"counts":{…},"kind":"end","sha256":…}                         over every byte before this line
 
 Not covered: files (export, intake) and how lines enter an archive (merge).
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from archive.models import SCHEMA
-from archive.records import Exchange, Run, Time, canonical, content_id, normal_time
+from archive.records import Ask, Exchange, Run, Time, canonical, content_id, normal_time
 from sandbox.contract import Candidate, Judgement, Record
 
 FORMAT = 3
@@ -115,13 +116,28 @@ class ExchangeLine(Record):
         return self
 
 
+class AskLine(Record):
+    kind: Literal["ask"] = "ask"
+    id: str
+    record: Ask
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.kind, self.id
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        _match(self.id, self.record.id)
+        return self
+
+
 class EndLine(Record):
     kind: Literal["end"] = "end"
     counts: dict[str, int]
     sha256: str
 
 
-Line = CandidateLine | JudgementLine | RunLine | EvaluationLine | ExchangeLine
+Line = CandidateLine | JudgementLine | RunLine | EvaluationLine | ExchangeLine | AskLine
 ANY_LINE: TypeAdapter[Line | EndLine] = TypeAdapter(Annotated[Line | EndLine, Field(discriminator="kind")])
 
 

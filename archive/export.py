@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from archive.exchange import (
+    AskLine,
     CandidateLine,
     EndLine,
     EvaluationLine,
@@ -26,8 +27,8 @@ from archive.exchange import (
     RunLine,
     written,
 )
-from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, RunRow
-from archive.rows import to_candidate, to_exchange, to_judgement_record, to_run
+from archive.models import AskRow, CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, RunRow
+from archive.rows import to_ask, to_candidate, to_exchange, to_judgement_record, to_run
 from sandbox.contract import Record
 from sandbox.errors import BadInput
 
@@ -79,6 +80,8 @@ def _lines(session: Session) -> Iterator[Line]:
         exchange = session.get_one(ExchangeRow, exchange_id)
         yield ExchangeLine(id=exchange.id, record=to_exchange(exchange))
         session.expunge(exchange)
+    for ask in session.scalars(select(AskRow).order_by(AskRow.run_id, AskRow.at, AskRow.id)):
+        yield AskLine(id=ask.id, record=to_ask(ask))
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from archive.models import CandidateRow, RunRow
+from archive.models import AskRow, CandidateRow, RunRow
 from sandbox.errors import BadInput
 
-RowT = TypeVar("RowT", CandidateRow, RunRow)
+RowT = TypeVar("RowT", CandidateRow, RunRow, AskRow)
 SHOWN = 8
 """How many ids a message lists."""
 
@@ -37,14 +37,14 @@ def require(session: Session, table: type[RowT], ids: Sequence[str]) -> None:
 
 
 def _unknown(session: Session, table: type[RowT], wanted: str) -> str:
-    newest = CandidateRow.created_at if table is CandidateRow else RunRow.started_at
+    newest = {"candidate": CandidateRow.created_at, "run": RunRow.started_at, "ask": AskRow.at}[_noun(table)]
     rows = session.scalars(select(table).order_by(newest.desc()).limit(SHOWN)).all()
     known = f"the newest are: {_listed(rows)}" if rows else f"it has no {_noun(table)} yet"
     return f"the archive has no {_noun(table)} {wanted!r}; {known}"
 
 
 def _noun(table: type[RowT]) -> str:
-    return "candidate" if table is CandidateRow else "run"
+    return table.__tablename__.removesuffix("s")
 
 
 def _listed(rows: Sequence[RowT]) -> str:
@@ -52,7 +52,9 @@ def _listed(rows: Sequence[RowT]) -> str:
     return shown + (f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
-def _described(row: CandidateRow | RunRow) -> str:
+def _described(row: CandidateRow | RunRow | AskRow) -> str:
     if isinstance(row, RunRow):
         return f"{row.id} ({row.task} {row.target}, {row.status})"
+    if isinstance(row, AskRow):
+        return f"{row.id[:12]} ({row.operator}, {row.at[:16]})"
     return f"{row.id[:12]} ({', '.join(filter(None, (row.task, row.operator, row.note[:40])))})"

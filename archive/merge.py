@@ -2,7 +2,7 @@
 
 Candidates, judgements and places in a run are a union. Where two archives know one thing differently, the earlier
 origin of a candidate wins, the later state of a run, the earlier place in a run; ties go by content. Exchanges are a
-union too; one that has a candidate wins over one that has none.
+union too; one that has a candidate wins over one that has none. So are asks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from archive.exchange import CandidateLine, EvaluationLine, ExchangeLine, JudgementLine, RunLine
+from archive.exchange import AskLine, CandidateLine, EvaluationLine, ExchangeLine, JudgementLine, RunLine
 from archive.intake import Placed
-from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
+from archive.models import AskRow, CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
 from archive.records import ImportReport, Tally, canonical
 from archive.rows import (
     Values,
+    ask_values,
     candidate_values,
     exchange_values,
     insert_rows,
@@ -32,7 +33,7 @@ from archive.rows import (
 from sandbox.contract import Candidate
 from sandbox.errors import BadInput
 
-LineT = TypeVar("LineT", CandidateLine, JudgementLine, RunLine, EvaluationLine, ExchangeLine)
+LineT = TypeVar("LineT", CandidateLine, JudgementLine, RunLine, EvaluationLine, ExchangeLine, AskLine)
 Lines = Sequence[tuple[str, LineT]]
 """Lines of one kind, each after its place."""
 
@@ -45,6 +46,7 @@ def merge(session: Session, lines: list[Placed]) -> ImportReport:
         runs=_merge_runs(session, _of(lines, RunLine)),
         evaluations=_merge_evaluations(session, _of(lines, EvaluationLine)),
         exchanges=_merge_exchanges(session, _of(lines, ExchangeLine)),
+        asks=_merge_asks(session, _of(lines, AskLine)),
     )
 
 
@@ -147,4 +149,16 @@ def _merge_exchanges(session: Session, lines: Lines[ExchangeLine]) -> Tally:
         there, given = known.get(line.id), line.record.candidate
         if line.id in known and given is not None and (there is None or given < there):
             session.execute(update(ExchangeRow).where(ExchangeRow.id == line.id).values(candidate_id=given))
+    return _tally(lines, new)
+
+
+def _merge_asks(session: Session, lines: Lines[AskLine]) -> Tally:
+    runs = set(session.scalars(select(RunRow.id)))
+    candidates = set(session.scalars(select(CandidateRow.id)))
+    known = set(session.scalars(select(AskRow.id)))
+    for place, line in lines:
+        _require(place, "run", (line.record.run,), runs)
+        _require(place, "parent", line.record.parents, candidates)
+    new = [(place, line) for place, line in lines if line.id not in known]
+    insert_rows(session, AskRow, [ask_values(line.record) for _, line in new])
     return _tally(lines, new)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema revision this program can open or migrate from, oldest first."""
 SCHEMA = REVISIONS[-1]
 """The revision this program writes; the same as the head of archive/migrations."""
@@ -27,6 +27,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         dict[str, int]: JSON,
         dict[str, str]: JSON,
+        list[str]: JSON,
     }
 
 
@@ -160,3 +161,18 @@ class ExchangeRow(Base):
     reasoning_tokens: Mapped[int | None]
     usd: Mapped[float | None]
     seconds: Mapped[float]
+
+
+class AskRow(Base):
+    """A prompt for an engineer who answers in their own time; `parents` are ids of candidates, in order."""
+
+    __tablename__ = "asks"
+    __table_args__ = (Index("asks_in_order", "run_id", "at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    run_id: Mapped[str] = mapped_column(Text, ForeignKey("runs.id"))
+    at: Mapped[str]
+    operator: Mapped[str]
+    parents: Mapped[list[str]]
+    request: Mapped[str]
+    """Canonical JSON."""

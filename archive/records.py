@@ -135,6 +135,26 @@ class Exchange(Record):
         return self
 
 
+class Ask(Record):
+    """A prompt for an engineer who answers in their own time, in another process or on another machine.
+
+    Whatever is answered is an Exchange of the same run.
+    """
+
+    run: str
+    at: Time = Field(default_factory=utc_now)
+    operator: str
+    """What is asked for."""
+    parents: tuple[str, ...] = ()
+    """Of what it asks for: candidates of the archive."""
+    request: str
+    """JSON."""
+
+    @property
+    def id(self) -> str:
+        return content_id(canonical([self.run, self.at, self.operator, self.parents, self.request]))
+
+
 def exact(usd: float) -> Decimal:
     """An amount as it is written; sums of these have no rounding in them."""
     return Decimal(str(usd))
@@ -155,3 +175,4 @@ class ImportReport(Record):
     runs: Tally
     evaluations: Tally
     exchanges: Tally = Tally()
+    asks: Tally = Tally()

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from archive.models import Base, CandidateRow, ExchangeRow, JudgementRow, RunRow
-from archive.records import Exchange, Run, content_id, judgement_text, normal_time
+from archive.models import AskRow, Base, CandidateRow, ExchangeRow, JudgementRow, RunRow
+from archive.records import Ask, Exchange, Run, content_id, judgement_text, normal_time
 from sandbox.contract import Candidate, Judgement, Measurement, Passed, Timing
 
 Values = dict[str, Any]
@@ -126,3 +126,14 @@ def to_exchange(row: ExchangeRow) -> Exchange:
     """The exchange of a row."""
     same = {name: getattr(row, name) for name in Exchange.model_fields if name not in ("run", "candidate")}
     return Exchange(run=row.run_id, candidate=row.candidate_id, **same)
+
+
+def ask_values(ask: Ask) -> Values:
+    """The row of an ask."""
+    fields = ask.model_dump(include={"at", "operator", "request"})
+    return {"id": ask.id, "run_id": ask.run, "parents": list(ask.parents), **fields}
+
+
+def to_ask(row: AskRow) -> Ask:
+    """The ask of a row."""
+    return Ask(run=row.run_id, at=row.at, operator=row.operator, parents=tuple(row.parents), request=row.request)

@@ -1,4 +1,4 @@
-"""The archive: every candidate, judgement, run and exchange with a model, kept for good.
+"""The archive: every candidate, judgement, run, ask and exchange with a model, kept for good.
 
 Adding anything twice is harmless, and nothing here deletes. One call is one transaction: after any kill the
 archive holds all of it or nothing of it. Not covered: what is best (leaderboard), files for other archives (exchange).
@@ -20,9 +20,10 @@ from archive.intake import read
 from archive.lineage import Edges, ancestors
 from archive.lookup import find, require
 from archive.merge import merge
-from archive.models import CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
-from archive.records import Exchange, ImportReport, Run, RunStatus, exact, time_after, utc_now
+from archive.models import AskRow, CandidateRow, EvaluationRow, ExchangeRow, JudgementRow, ParentRow, RunRow, TimingRow
+from archive.records import Ask, Exchange, ImportReport, Run, RunStatus, exact, time_after, utc_now
 from archive.rows import (
+    ask_values,
     candidate_values,
     exchange_values,
     insert_rows,
@@ -30,6 +31,7 @@ from archive.rows import (
     parent_values,
     run_values,
     timing_values,
+    to_ask,
     to_candidate,
     to_exchange,
     to_judgement,
@@ -238,6 +240,32 @@ class Archive:
             run = find(session, RunRow, run_id)
             query = select(ExchangeRow).where(ExchangeRow.run_id == run.id)
             return [to_exchange(row) for row in session.scalars(query.order_by(ExchangeRow.at, ExchangeRow.id))]
+
+    # ------------------------------------------------------------ asks
+
+    def record_ask(self, ask: Ask) -> str:
+        """Remember an ask and return its id; twice is harmless.
+
+        BadInput where the run or a parent is not in the archive.
+        """
+        with self.database.writing() as session:
+            require(session, RunRow, (ask.run,))
+            require(session, CandidateRow, ask.parents)
+            if session.get(AskRow, ask.id) is None:
+                insert_rows(session, AskRow, [ask_values(ask)])
+        return ask.id
+
+    def ask(self, id_or_prefix: str) -> Ask:
+        """The ask of an id or of a prefix that fits one alone; BadInput otherwise."""
+        with self.database.reading() as session:
+            return to_ask(find(session, AskRow, id_or_prefix))
+
+    def asks(self, run_id: str) -> list[Ask]:
+        """A run's asks, in order of time."""
+        with self.database.reading() as session:
+            run = find(session, RunRow, run_id)
+            query = select(AskRow).where(AskRow.run_id == run.id)
+            return [to_ask(row) for row in session.scalars(query.order_by(AskRow.at, AskRow.id))]
 
     # ------------------------------------------------------------ exchange
 

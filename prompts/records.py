@@ -75,6 +75,8 @@ class Context(Record):
     foreign: tuple[Foreign, ...] = ()
     ideas: tuple[Idea, ...] = ()
     """Tried on this lineage, oldest first."""
+    lessons: tuple[str, ...] = ()
+    """What was changed on this lineage and what came of it, a line each, oldest first; where there are no plans."""
     plan: Plan | None = None
     """What the code prompt asks to carry out."""
     notes: str = ""

@@ -1,4 +1,4 @@
-"""From a context to the messages of a prompt: first for a plan, then for the code that carries it out.
+"""From a context to the messages of a prompt: for a plan, for the code that carries it out, or for both in one.
 
 The system message depends on the target, the device and the task only, so that a provider's cache of prefixes serves
 every prompt of a run; what differs stands in the user's message. Not covered: asking, and reading the reply (engineer).
@@ -45,14 +45,22 @@ def render_plan(context: Context, rng: random.Random, folder: Path | None = None
     Templates in `folder` stand in for ours of the same name. BadInput names the file and the line of what is wrong.
     """
     environment = _environment(folder)
-    menu = _rendered(environment, "strategies", **_setting(context))
-    values = _asked(context) | {"strategies": drawn(_entries(menu), rng)}
-    return _messages(environment, context, "plan", values)
+    return _messages(environment, context, "plan", _asked(context) | _drawn_menu(environment, context, rng))
 
 
 def render_code(context: Context, folder: Path | None = None) -> list[Message]:
     """The messages that ask for code, for `context.plan` where there is one. As `render_plan` otherwise."""
     return _messages(_environment(folder), context, "code", _asked(context))
+
+
+def render_ask(context: Context, rng: random.Random, folder: Path | None = None) -> list[Message]:
+    """The messages that ask for code at once, with no plan before it. As `render_plan` otherwise."""
+    environment = _environment(folder)
+    return _messages(environment, context, "ask", _asked(context) | _drawn_menu(environment, context, rng))
+
+
+def _drawn_menu(environment: Environment, context: Context, rng: random.Random) -> dict[str, object]:
+    return {"strategies": drawn(_entries(_rendered(environment, "strategies", **_setting(context))), rng)}
 
 
 def drawn(entries: list[str], rng: random.Random) -> list[str]:
@@ -107,6 +115,7 @@ def _asked(context: Context) -> dict[str, object]:
         "inspirations": [_shown(exhibit, context) for exhibit in context.inspirations],
         "foreign": [_foreign(kernel) for kernel in context.foreign],
         "ideas": [_idea(idea, context.task) for idea in context.ideas],
+        "lessons": [concealed(line, context.task) for line in context.lessons],
         "plan": context.plan,
         "notes": concealed(context.notes, context.task),
     }

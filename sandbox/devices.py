@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sandbox import probe
-from sandbox.contract import Device
+from sandbox.contract import Device, Target
 from sandbox.errors import BadInput
-from sandbox.resources import gpu_named, gpus, limits
+from sandbox.resources import Gpu, gpu_named, gpus, limits
 
 PROBE_TIMEOUT_S = 30
 # Instructions of these belong to one architecture only: wgmma, TMA multicast, tcgen05.
@@ -40,13 +40,28 @@ def detect(target: Literal["auto", "cuda", "cpu"]) -> Device:
 def cross(arch: str) -> Device:
     """A GPU that is not at hand, with the figures of its datasheet: `sm_86` is an A10. Unknown: BadInput."""
     figures = limits(arch)
-    product = next(product for product in gpus() if product.name == figures.gpu)
+    return _of_datasheet(next(product for product in gpus() if product.name == figures.gpu))
+
+
+def elsewhere(name: str, target: Target) -> Device:
+    """A device that is not at hand, by the name that judgements made on it have. A GPU without figures is BadInput."""
+    if target == "cpu":
+        cores = re.search(r"\((\d+) cores?\)$", name)
+        return Device(name=name, target="cpu", arch="", threads=int(cores[1]) if cores else 0)
+    product = gpu_named(name)
+    if product is None:
+        known = ", ".join(product.name for product in gpus())
+        raise BadInput(f"no figures of GPU {name!r} are known; wanted one of {known}")
+    return _of_datasheet(product).model_copy(update={"name": name})
+
+
+def _of_datasheet(product: Gpu) -> Device:
     return Device(
         name=product.name,
         target="cuda",
         arch=compile_arch(product.arch),
         sm_count=product.sm_count,
-        smem_optin=figures.smem_optin,
+        smem_optin=limits(product.arch).smem_optin,
         l2_bytes=product.l2_bytes,
         bandwidth_gbs=product.bandwidth_gbs,
         tflops=product.tflops,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from agent import boards, render, words
 from agent.commands.options import ArchivePath, Json, TaskName, location, open_archive, out, print_json
 from sandbox.contract import Target
+from sandbox.errors import BadInput
 
 
 def leaderboard(
@@ -37,15 +39,20 @@ def leaderboard(
 
 def show(
     candidate: Annotated[str, typer.Argument(help="Id of a candidate, or the beginning of one.")],
+    source: Annotated[bool, typer.Option("--source", help="Print the source and nothing else.")] = False,
     archive: ArchivePath = None,
     as_json: Json = False,
 ) -> None:
     """A candidate's source, verdicts, timings by workload, and lineage."""
+    if source and as_json:
+        raise BadInput("got --source and --json, wanted one of them")
     with open_archive(location(archive)) as opened:
         found = opened.candidate(candidate)
         judgements = [judgement for _, judgement in opened.judgements() if judgement.candidate == found.id]
         lineage = opened.lineage(found.id)
-    if as_json:
+    if source:
+        sys.stdout.write(found.source)
+    elif as_json:
         print_json(
             {
                 "candidate": {"id": found.id, **found.model_dump(mode="json")},

@@ -33,6 +33,8 @@ def _tuner(task: Task, seeds: Sequence[Candidate], device: Device, rng_seed: int
     return Tuner(task, seeds, device, rng_seed)
 
 
+ASKING = "ask"
+"""In place of a proposer in runs whose kernels come from `warpsmith tell`."""
 PROPOSERS: dict[str, Callable[[Task, Sequence[Candidate], Device, int], Proposer]] = {"tuner": _tuner}
 """Those that need nothing; the engineer, who needs models and the archive, is made by the session."""
 
@@ -43,6 +45,8 @@ def choose(name: str, models: Sequence[str] = ()) -> tuple[str, str]:
         if models:
             return "engineer", f"asking {', '.join(models)}"
         return "tuner", "no model is given (--model, --command): the tuner proposes"
+    if name == ASKING:
+        raise BadInput("kernels of this run come from whoever answers `warpsmith ask`: give them with `warpsmith tell`")
     if name not in (*PROPOSERS, "engineer"):
         raise BadInput(f"unknown proposer {name!r}; available: auto, engineer, {', '.join(PROPOSERS)}")
     if name == "engineer" and not models:

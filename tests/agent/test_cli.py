@@ -15,7 +15,7 @@ from agent import tasks
 from archive import Archive, Run
 from sandbox.contract import BuildFailed, Candidate, Interval, Judgement, Measurement, Passed, Timing, Verdict
 
-HEAVY = ("torch", "optuna", "langgraph", "sqlalchemy", "openai")
+HEAVY = ("torch", "optuna", "langgraph", "sqlalchemy", "openai", "mcp")
 
 
 def warpsmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from agent import tasks
 from prompts.records import Context, Exhibit, Message, Operator, Plan
-from prompts.render import TEMPLATES, drawn, render_code, render_plan
+from prompts.render import TEMPLATES, drawn, render_ask, render_code, render_plan
 from sandbox.contract import (
     BuildFailed,
     Cheated,
@@ -57,7 +57,8 @@ def whole(messages: list[Message]) -> str:
 
 
 def both(context: Context) -> str:
-    return whole([*render_plan(context, random.Random(3)), *render_code(context)])
+    rng = random.Random(3)
+    return whole([*render_plan(context, rng), *render_code(context), *render_ask(context, rng)])
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_86", "sm_120", "cpu"])
@@ -80,6 +81,14 @@ def test_plan_prompt_is_the_golden_one(contexts: Contexts, operator: Operator, t
 def test_code_prompt_is_the_golden_one(contexts: Contexts, operator: Operator, target: Target) -> None:
     _, user = render_code(contexts(operator, ARCH[target], PLAN))
     compare(f"{operator}_{target}_code.md", user.content)
+
+
+@pytest.mark.parametrize(("operator", "arch"), [("rewrite", "sm_90a"), ("edit", "cpu"), ("translate", "cpu")])
+def test_ask_is_the_golden_one(contexts: Contexts, operator: Operator, arch: str) -> None:
+    lessons = ("rows in registers → 1.30x over its parent", "blocks of 1024 → BuildFailed")
+    context = contexts(operator, arch).model_copy(update={"lessons": lessons})
+    _, user = render_ask(context, random.Random(7))
+    compare(f"{operator}_{arch}_ask.md", user.content)
 
 
 def test_system_message_is_the_same_for_every_prompt_of_a_run(contexts: Contexts) -> None:
@@ -249,7 +258,7 @@ def test_fence_is_longer_than_any_in_the_source(contexts: Contexts) -> None:
 
 def test_every_template_is_used() -> None:
     texts = "".join(path.read_text() for path in TEMPLATES.glob("*.md.j2"))
-    by_name = {"system.md.j2", "plan.md.j2", "code.md.j2", "strategies.md.j2"}
+    by_name = {"system.md.j2", "plan.md.j2", "code.md.j2", "ask.md.j2", "strategies.md.j2"}
     by_name |= {f"{operator}.md.j2" for operator in OPERATORS} | {"contract_cuda.md.j2", "contract_cpu.md.j2"}
     unused = [p.name for p in TEMPLATES.glob("*") if p.name not in by_name and f'"{p.name}"' not in texts]
     assert unused == []

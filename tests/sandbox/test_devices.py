@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sandbox.devices import asked_driver, compile_arch, cross, detect, driver_version, gpu
+from sandbox.devices import asked_driver, compile_arch, cross, detect, driver_version, elsewhere, gpu
 from sandbox.errors import BadInput
 
 H100 = {
@@ -77,6 +77,18 @@ def test_architectures_with_instructions_of_their_own_get_a_suffix(bare: str, ar
 def test_sm_86_is_an_a10() -> None:
     device = cross("sm_86")
     assert (device.name, device.arch, device.sm_count, device.bandwidth_gbs) == ("NVIDIA A10", "sm_86", 72, 600)
+
+
+def test_gpu_elsewhere_keeps_the_name_it_was_judged_under() -> None:
+    assert elsewhere("NVIDIA H100 80GB HBM3", "cuda") == gpu(H100)
+    assert elsewhere("NVIDIA A10", "cuda") == cross("sm_86")
+    with pytest.raises(BadInput, match=r"no figures of GPU 'NVIDIA Unheard-of' are known; wanted one of NVIDIA A10"):
+        elsewhere("NVIDIA Unheard-of", "cuda")
+
+
+def test_cpu_elsewhere_has_the_cores_of_its_name() -> None:
+    assert elsewhere("Some CPU @ 2.20GHz (16 cores)", "cpu").threads == 16
+    assert elsewhere("box", "cpu").threads == 0
 
 
 def test_unknown_architecture_is_bad_input() -> None:
