@@ -15,6 +15,7 @@ import math
 import os
 import random
 import statistics as plain
+import subprocess
 import sys
 import tempfile
 import time
@@ -216,6 +217,55 @@ def calibrated(judge: Judge, task: Task, fast: Candidate, rounds: int) -> tuple[
     return extra, judge.duel(task, fast, paced(task, extra), rounds=rounds).interval
 
 
+# ---------------------------------------------------------------- several judges at once
+
+
+def side_by_side(options: argparse.Namespace) -> None:
+    """As many judges as asked for, each on cores of its own, and their trials together in one table."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // options.side_by_side
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [Path(folder) / str(i) for i in range(options.side_by_side)]
+        judges = [_judge_on(cores[i * share : (i + 1) * share], options, out) for i, out in enumerate(outs)]
+        for judge in judges:
+            judge.wait()
+        files = [out / f"gate_{options.target}.json" for out in outs]
+        reports = [Report.model_validate_json(file.read_text()) for file in files if file.exists()]
+    groups = [[r for report in reports for r in report.rows if r.what == row.what] for row in reports[0].rows]
+    notes = list(dict.fromkeys(note for report in reports for note in report.notes))
+    notes.append(f"{len(reports)} judges side by side, each on {share} cores of its own")
+    write(report(reports[0].device, [together(rows) for rows in groups], notes), f"gate_{options.target}", options.out)
+
+
+def _judge_on(cores: list[int], options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
+    each = [f"--trials={-(-options.trials // options.side_by_side)}"]
+    each += [f"--power-trials={-(-options.power_trials // options.side_by_side)}", f"--minutes={options.minutes}"]
+    command = [sys.executable, "-m", "bench.gate", f"--target={options.target}", f"--out={out}", *each]
+    # Where it may run is inherited by everything it starts, and is what it counts as its cores.
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        return subprocess.Popen([*command, f"--sandbox={options.sandbox}", f"--calibration={options.calibration}"])
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def together(rows: list[Row]) -> Row:
+    """The trials of several judges as if one had run them all; the true ratio is the mean of what each calibrated."""
+    trials = sum(row.trials for row in rows)
+    mean = sum(row.trials * row.mean_ratio for row in rows) / trials
+    squares = sum((row.trials - 1) * row.spread**2 + row.trials * (row.mean_ratio - mean) ** 2 for row in rows)
+    return rows[0].model_copy(
+        update={
+            "true_ratio": sum(row.trials * row.true_ratio for row in rows) / trials,
+            "trials": trials,
+            "declared": sum(row.declared for row in rows),
+            "mean_ratio": mean,
+            "spread": math.sqrt(squares / (trials - 1)) if trials > 1 else 0.0,
+        }
+    )
+
+
 # ---------------------------------------------------------------- report
 
 
@@ -280,10 +330,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, help="fresh workers a duel is spread over; the judge's choice by default"
     )
+    parser.add_argument("--side-by-side", type=int, default=1, help="judges at once, on cores of their own; cpu only")
     parser.add_argument("--minutes", type=float, default=math.inf, help="most minutes for each row of the table")
     parser.add_argument("--calibration", type=int, default=100, help="rounds of the long measurement")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.side_by_side > 1 and options.target != "cpu":
+        parser.error(f"--side-by-side {options.side_by_side} wants --target cpu: there is one GPU")
+    return options
 
 
 def main() -> None:
@@ -294,6 +348,9 @@ def main() -> None:
         rows = list(simulation(options.rounds or 12, trials))
         notes = [f"simulated noise, two blocks for each kernel and round; {time.perf_counter() - start:.0f} s"]
         write(report("no device", rows, notes), "gate_simulated", options.out)
+        return
+    if options.side_by_side > 1:
+        side_by_side(options)
         return
     from sandbox.devices import detect
 
