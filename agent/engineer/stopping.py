@@ -20,6 +20,9 @@ from sandbox.contract import Passed, Record
 LEAST_POINTS = 6
 """Judgements after the first that passed, before the curve says anything of the future."""
 
+MOST_SHARE = 1.0
+"""A kernel beyond the roofline shows that the peak is wrong, or does not limit: data in caches, a busy machine."""
+
 
 class Rules(Record):
     """When to stop; each rule can be set so that it never holds."""
@@ -64,6 +67,8 @@ def near_roofline(trajectory: Sequence[Judged], rules: Rules) -> str | None:
         if timing.roofline_share is not None:
             shares[timing.workload] = max(timing.roofline_share, shares.get(timing.workload, 0.0))
     if not shares or {timing.workload for timing in timings} - set(shares):
+        return None
+    if max(shares.values()) > MOST_SHARE:
         return None
     workload, least = min(shares.items(), key=lambda item: item[1])
     if least < rules.roofline_share:
