@@ -19,7 +19,8 @@ from sandbox.contract import Passed, Record
 
 LEAST_POINTS = 6
 """Judgements after the first that passed, before the curve says anything of the future."""
-
+MOST_GAIN = 100.0
+"""In natural logarithms: where fractions of a cent are spent, a slope may promise more than a float can hold."""
 MOST_SHARE = 1.0
 """A kernel beyond the roofline shows that the peak is wrong, or does not limit: data in caches, a busy machine."""
 
@@ -117,4 +118,4 @@ def expected_gain(curve: Sequence[float], usd: Sequence[float]) -> float | None:
     if len(points) < LEAST_POINTS or late[0][0] == late[-1][0]:
         return None
     slope = statistics.linear_regression([x for x, _ in late], [y for _, y in late]).slope
-    return math.expm1(max(slope, 0.0) * math.log1p(1 / usd[-1]))
+    return math.expm1(min(max(slope, 0.0) * math.log1p(1 / usd[-1]), MOST_GAIN))
