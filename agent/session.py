@@ -320,7 +320,8 @@ def _engineer(
             planner = Recorded(Shaped(client, plan), archive, run.id, endpoint.price)
             asked.append(Writer(model, endpoint.price, endpoint.max_tokens, planner))
         if config.command:
-            asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
+            command = stack.enter_context(contextlib.closing(Command(config.command)))
+            asked.append(Writer(Recorded(command, archive, run.id, prices.FREE), prices.FREE, 0))
         desk = Desk(
             task=task,
             seeds=seeds,
