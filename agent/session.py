@@ -332,6 +332,7 @@ def _engineer(
             writers=asked,
             ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
             budget_evals=config.budget.evals,
+            budget_seconds=config.budget.seconds,
             report=report,
             templates=config.prompts,
             related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),

@@ -75,6 +75,8 @@ class Workshop:
         self.seeds = tasks.seeds(self.task)[:1]
         self.judge = ScriptedJudge(lambda candidate: (6.0, 6.0))
         self.author: Model = Author()
+        made = Composition(root=folder, package="toy", ok=True, message="scripted")
+        self.compose: Callable[[steps.Winners], Composition] = lambda winners: made
         self.events: list[steps.Event] = []
         self.archive = Archive.open(self.path)
         self.run_id = "r1"
@@ -96,6 +98,7 @@ class Workshop:
                 writers=[writer],
                 ledger=self.ledger,
                 budget_evals=self.budget.evals,
+                budget_seconds=self.budget.seconds,
                 report=self.events.append,
                 slots=self.slots,
             )
@@ -110,7 +113,7 @@ class Workshop:
                 seeds=self.seeds,
                 proposer=engineer,
                 budget=self.budget,
-                compose=lambda winners: Composition(root=self.path.parent, package="toy", ok=True, message="scripted"),
+                compose=self.compose,
                 report=self.events.append,
             )
             return graph.run(clients, self.run_id, graph.checkpoint_path(str(self.path)), on_drain)
@@ -256,6 +259,24 @@ def test_interrupt_lets_open_requests_finish_and_resume_judges_what_they_brought
     assert workshop.run() == "finished"
     assert [candidate.id for candidate in workshop.trajectory()][2:4] == left
     assert len(workshop.judge.judged) == len(set(workshop.judge.judged)) == 6
+
+
+def test_seconds_that_are_over_end_the_search_though_models_have_not_answered(
+    open_workshop: Callable[..., Workshop],
+) -> None:
+    workshop, over = open_workshop(slots=2), threading.Event()
+    workshop.budget = Budget(evals=9, seconds=0.2)
+    workshop.author.before = lambda number: over.wait(PATIENCE_S) and None
+    compose = workshop.compose
+    workshop.compose = lambda winners: over.set() or compose(winners)
+    workshop.archive.add(workshop.seeds[0])
+    workshop.archive.record(workshop.judge.judge(workshop.task, workshop.seeds[0]), "r1")
+    assert workshop.run() == "finished"
+    workshop.check_books()
+    (ended,) = [event.reason for event in workshop.events if isinstance(event, steps.Ended)]
+    assert ended == "budget spent: 0 seconds, waiting for models"
+    assert len(workshop.trajectory()) == 1
+    assert workshop.archive.run("r1").seconds_spent >= 0.2
 
 
 def test_second_interrupt_does_not_wait_for_models(open_workshop: Callable[..., Workshop]) -> None:
