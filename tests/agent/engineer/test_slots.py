@@ -220,7 +220,8 @@ def test_translations_run_side_by_side_until_one_passes(open_workshop: Callable[
     workshop.author.before = lambda number: all_three.wait(PATIENCE_S) and None if number in (1, 2, 3) else None
     workshop.run()
     operators = [candidate.operator for candidate in workshop.trajectory()]
-    assert operators == ["translate", "translate", "translate", "propose"]
+    assert operators[0] == "translate"
+    assert sorted(operators) == ["propose", "translate", "translate", "translate"]
 
 
 def test_each_broken_kernel_is_repaired_once_at_a_time(open_workshop: Callable[..., Workshop]) -> None:
@@ -248,9 +249,20 @@ def test_calls_that_do_not_fit_wait_for_those_under_way_and_never_go_over(
 def test_interrupt_lets_open_requests_finish_and_resume_judges_what_they_brought(
     open_workshop: Callable[..., Workshop],
 ) -> None:
-    workshop, drained = open_workshop(slots=3, evals=6), threading.Event()
-    workshop.author.before = lambda number: drained.wait(PATIENCE_S) and None if number in (2, 3) else None
-    workshop.judge.before = lambda count: os.kill(os.getpid(), signal.SIGINT) if count == 2 else None
+    workshop, drained, open_ = open_workshop(slots=3, evals=6), threading.Event(), threading.Semaphore(0)
+
+    def hold(number: int) -> None:
+        if number in (2, 3):
+            open_.release()
+            drained.wait(PATIENCE_S)
+
+    def interrupt(count: int) -> None:
+        if count == 2:
+            assert open_.acquire(timeout=PATIENCE_S)
+            assert open_.acquire(timeout=PATIENCE_S)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    workshop.author.before, workshop.judge.before = hold, interrupt
     assert workshop.run(drained.set) == "drained"
     workshop.check_books()
     left = workshop.waiting()
@@ -392,6 +404,10 @@ def _step(candidate: Candidate) -> int:
     return int(found[1]) if found else 0
 
 
+KILLS = [(3, 99), (99, 2), (6, 99), (99, 1), (9, 3)]
+"""After so many requests or judgements of one process, whichever comes first."""
+
+
 def test_killed_at_any_request_or_judgement_nothing_is_lost_or_judged_twice(
     tmp_path: Path, toy_folder: Path, open_workshop: Callable[..., Workshop]
 ) -> None:
@@ -415,7 +431,7 @@ def test_killed_at_any_request_or_judgement_nothing_is_lost_or_judged_twice(
         workshop.author.before, workshop.judge.before = ask, judge
         workshop.run()
 
-    for at, (requests, judgements) in enumerate([(3, 99), (99, 2), (6, 99), (99, 1), (9, 3)]):
+    for at, (requests, judgements) in enumerate(KILLS):
         with warnings.catch_warnings():
             # Later Pythons warn of threads that earlier tests left; the child uses nothing of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -434,8 +450,8 @@ def test_killed_at_any_request_or_judgement_nothing_is_lost_or_judged_twice(
     assert judged[killed : killed + len(left)] == left
     assert len(judged) == len(set(judged)) == 24
     workshop.check_books()
-    # A judgement that the kill interrupted is the only one that is made again.
+    # Only what a kill interrupted is judged again.
     again = [*written.read_text().split(), *workshop.judge.judged]
-    assert len(again) - len(set(again)) <= 3
+    assert len(again) - len(set(again)) <= len(KILLS)
     numbers = [exchange.attempt for exchange in workshop.archive.exchanges("r1")]
     assert None not in numbers
