@@ -323,7 +323,8 @@ def _engineer(
             planner = Recorded(Shaped(client, plan), archive, run.id, endpoint.price)
             asked.append(Writer(model, endpoint.price, endpoint.max_tokens, planner))
         if config.command:
-            asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
+            command = stack.enter_context(contextlib.closing(Command(config.command)))
+            asked.append(Writer(Recorded(command, archive, run.id, prices.FREE), prices.FREE, 0))
         desk = Desk(
             task=task,
             seeds=seeds,
@@ -334,6 +335,7 @@ def _engineer(
             writers=asked,
             ledger=Ledger(exact(config.budget.usd), exact(archive.run(run.id).usd_spent)),
             budget_evals=config.budget.evals,
+            budget_seconds=config.budget.seconds,
             report=report,
             templates=config.prompts,
             related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),

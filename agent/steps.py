@@ -194,6 +194,7 @@ def optimise(clients: Clients, run_id: str) -> str | None:
     try:
         batch = clients.proposer.propose(history, 1)
     except NothingLeft as nothing:
+        clients.archive.update_run(run_id, seconds_spent=used.seconds + time.monotonic() - started)
         return _ended(clients, str(nothing))
     if not batch:
         return _ended(clients, "the proposer has nothing left to try")

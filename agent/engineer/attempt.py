@@ -7,6 +7,7 @@ covered: who is asked to do what with which kernels (engineer), how a model is r
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ class Desk:
     budget_evals: int
     report: Callable[[Event], None]
     """Called from any thread."""
+    budget_seconds: float = math.inf
+    """Of the run, over all resumptions."""
     templates: Path | None = None
     """A folder of the user's own templates."""
     related: Sequence[Related] = ()

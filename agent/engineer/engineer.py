@@ -7,7 +7,9 @@ what an attempt does (attempt), whether a kernel is any good (the judge).
 
 from __future__ import annotations
 
+import queue
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -72,18 +74,19 @@ class Engineer:
     def propose(self, history: History, n: int) -> list[Candidate]:
         """One candidate, or the seeds that are left. NothingLeft says why there is none."""
         desk = self.desk
+        until = time.monotonic() + desk.budget_seconds - desk.archive.run(desk.run_id).seconds_spent
         judged = trajectory(desk.archive, desk.run_id)
         taken = {candidate.id for candidate, _ in judged}
         if untried := [seed for seed in desk.seeds if seed.id not in taken]:
             return untried[:n]
         self._read()
         while self._slots.ready:
-            self._collect()
+            self._collect(until)
         if desk.slots > 1:
             self._fill(judged)
         if self._room(judged) and (swept := self._sweep(judged, history)):
             return swept
-        if made := self._made(judged):
+        if made := self._made(judged, until):
             return [made]
         if reason := self._enough(judged):
             raise NothingLeft(reason)
@@ -94,8 +97,11 @@ class Engineer:
 
     # ------------------------------------------------------------ slots
 
-    def _made(self, judged: Sequence[Judged]) -> Candidate | None:
-        """The first candidate that was written and not judged; None once ATTEMPTS came to nothing, or none is made."""
+    def _made(self, judged: Sequence[Judged], until: float) -> Candidate | None:
+        """The first candidate that was written and not judged; None once ATTEMPTS came to nothing, or none is made.
+
+        NothingLeft at the time `until`.
+        """
         in_vain = 0
         while True:
             if ahead := memory.waiting(self._past, judged):
@@ -104,7 +110,7 @@ class Engineer:
                 self._fill(judged)
             if not self._slots.open:
                 return None
-            self._collect()
+            self._collect(until)
             in_vain += 1
 
     def _fill(self, judged: Sequence[Judged]) -> None:
@@ -114,9 +120,12 @@ class Engineer:
         while self._free(judged) > 0 and not self._silent():
             self._slots.start(self._attempt(judged), lambda attempt: carry_out(self.desk, attempt))
 
-    def _collect(self) -> None:
+    def _collect(self, until: float) -> None:
         """Take note of the next attempt that ends."""
-        vain = self._slots.ended()
+        try:
+            vain = self._slots.ended(until - time.monotonic())
+        except queue.Empty as exc:
+            raise NothingLeft(f"budget spent: {self.desk.budget_seconds:.0f} seconds, waiting for models") from exc
         if vain is not None and vain.unreachable:
             self._unreachable[vain.model] = vain.unreachable
         if vain is not None and vain.over_budget:

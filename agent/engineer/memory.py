@@ -46,8 +46,8 @@ def pending(exchanges: Sequence[Exchange], judged: Sequence[Judged]) -> list[Arm
 def waiting(exchanges: Sequence[Exchange], judged: Sequence[Judged]) -> list[str]:
     """The candidates that came of the exchanges and were not judged yet, the first that was written first."""
     known = {candidate.id for candidate, _ in judged}
-    made = [exchange.candidate for exchange in exchanges if exchange.candidate is not None]
-    return [candidate for candidate in dict.fromkeys(made) if candidate not in known]
+    made = [_made(attempt) for attempt in _attempts(exchanges)]
+    return [candidate for candidate in dict.fromkeys(made) if candidate is not None and candidate not in known]
 
 
 def numbers(exchanges: Sequence[Exchange]) -> set[int]:

@@ -32,9 +32,9 @@ class Slots:
         self.open[attempt.number], self._threads[attempt.number] = attempt, thread
         thread.start()
 
-    def ended(self) -> Vain | None:
-        """What came of the first open attempt that ends; waits for it, and raises what it raised."""
-        number, outcome = self._ended.get()
+    def ended(self, most_seconds: float) -> Vain | None:
+        """What came of the first open attempt that ends; waits for it, and raises what it raised, or queue.Empty."""
+        number, outcome = self._ended.get(timeout=min(max(most_seconds, 0.0), threading.TIMEOUT_MAX))
         del self.open[number], self._threads[number]
         if isinstance(outcome, Exception):
             raise outcome

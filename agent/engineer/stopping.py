@@ -19,6 +19,10 @@ from sandbox.contract import Passed, Record
 
 LEAST_POINTS = 6
 """Judgements after the first that passed, before the curve says anything of the future."""
+MOST_GAIN = 100.0
+"""In natural logarithms: where fractions of a cent are spent, a slope may promise more than a float can hold."""
+MOST_SHARE = 1.0
+"""A kernel beyond the roofline shows that the peak is wrong, or does not limit: data in caches, a busy machine."""
 
 
 class Rules(Record):
@@ -64,6 +68,8 @@ def near_roofline(trajectory: Sequence[Judged], rules: Rules) -> str | None:
         if timing.roofline_share is not None:
             shares[timing.workload] = max(timing.roofline_share, shares.get(timing.workload, 0.0))
     if not shares or {timing.workload for timing in timings} - set(shares):
+        return None
+    if max(shares.values()) > MOST_SHARE:
         return None
     workload, least = min(shares.items(), key=lambda item: item[1])
     if least < rules.roofline_share:
@@ -112,4 +118,4 @@ def expected_gain(curve: Sequence[float], usd: Sequence[float]) -> float | None:
     if len(points) < LEAST_POINTS or late[0][0] == late[-1][0]:
         return None
     slope = statistics.linear_regression([x for x, _ in late], [y for _, y in late]).slope
-    return math.expm1(max(slope, 0.0) * math.log1p(1 / usd[-1]))
+    return math.expm1(min(max(slope, 0.0) * math.log1p(1 / usd[-1]), MOST_GAIN))

@@ -37,6 +37,12 @@ class Command:
             raise BadInput("the command is empty; wanted a program that reads a prompt and prints a reply")
         self.name = Path(self._words[0]).name
         self.timeout_s = timeout_s
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def close(self) -> None:
+        """End the programs that are running, as where the user wants to stop at once."""
+        for program in tuple(self._running):
+            _end(program)
 
     def complete(self, messages: Sequence[Message]) -> Reply | Failed:
         """What the program printed; Failed where that is nothing, takes too long or ends in an error."""
@@ -56,12 +62,14 @@ class Command:
                 )
             except OSError as exc:
                 return failed("bad request", f"{self._words[0]} cannot be started: {exc.strerror}")
+            self._running.add(program)
             try:
                 status = program.wait(self.timeout_s)
             except subprocess.TimeoutExpired:
                 return failed("timed out", f"{self.name} took more than {self.timeout_s:g} s")
             finally:
                 _end(program)
+                self._running.discard(program)
             printed.seek(0)
             reply = printed.read(MOST_BYTES + 1)
             said.seek(max(0, said.seek(0, os.SEEK_END) - REASON_LENGTH))

@@ -66,9 +66,10 @@ def test_parent_is_drawn_among_seeds_that_were_judged_here(tmp_path: Path, toy_f
         assert archive.export(tmp_path / "after.jsonl") == before
 
 
-def test_task_without_seeds_shows_its_translation(tmp_path: Path) -> None:
-    module = Path(__file__).parent / "modules" / "softmax.py"
-    found = session.preview(asked(module, tmp_path, models=(), command="my-agent --print"))
+def test_task_without_seeds_shows_its_translation(tmp_path: Path, toy_folder: Path) -> None:
+    for kernel in (toy_folder / "cpu").iterdir():
+        kernel.unlink()
+    found = session.preview(asked(toy_folder, tmp_path, models=(), command="my-agent --print"))
     (translate,) = found.prompts
     assert (found.operator, found.parent, translate.output_tokens) == ("translate", None, KERNEL_TOKENS)
     assert [(each.model, each.price) for each in found.estimates] == [("my-agent", None)]

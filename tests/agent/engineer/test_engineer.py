@@ -314,7 +314,8 @@ def test_whatever_an_endpoint_does_ends_in_one_line_and_on_record(
     shop = open_shop()
     shop.seeds = []
     with serving(turn) as server:
-        endpoint = Endpoint(name="scripted", model="m", base_url=server.url, key_env="", timeout_s=0.5)
+        patience = 0.5 if turn.wait_s else 20.0
+        endpoint = Endpoint(name="scripted", model="m", base_url=server.url, key_env="", timeout_s=patience)
         client = Client(endpoint, sleep=lambda seconds: None)
         with contextlib.closing(client), pytest.raises(NothingLeft):
             shop.next(shop.engineer(client))

@@ -43,6 +43,17 @@ def test_attempt_whose_candidate_was_not_judged_is_pending(judged: Any) -> None:
     assert len(memory.observations(exchanges, [one])) == 1
 
 
+def test_candidates_wait_in_the_order_in_which_they_were_written(judged: Any) -> None:
+    one, other = judged("one", 0.2), judged("other", 0.4)
+    exchanges = [
+        exchange("plan edit", 1, one[0].id),
+        exchange("plan edit", 2, other[0].id),
+        exchange("edit", 2, other[0].id),
+        exchange("edit", 1, one[0].id),
+    ]
+    assert memory.waiting(exchanges, []) == [other[0].id, one[0].id]
+
+
 def test_exchanges_without_an_attempt_stand_alone_and_foreign_ones_do_not_count(kernel: Any) -> None:
     made: Candidate = kernel("int one;")
     exchanges = [exchange("plan edit", None), exchange("edit", None), exchange("embroider", 7, made.id)]

@@ -41,6 +41,10 @@ def test_roofline_is_reached_when_every_workload_is_near_it(judged) -> None:
     assert should_stop([first, second], [0.0, 0.0], 100, PATIENT.model_copy(update={"roofline_share": 0.92})) is None
 
 
+def test_roofline_that_a_kernel_is_beyond_ends_nothing(judged) -> None:
+    assert should_stop([judged("a", 1.0, shares=(1.3, 0.95))], [0.0], 100, PATIENT) is None
+
+
 def test_unknown_share_of_one_workload_is_not_reached(judged) -> None:
     for shares in ((None, None), (0.99, None)):
         assert should_stop([judged("a", 1.0, shares=shares)], [0.0], 100, PATIENT) is None

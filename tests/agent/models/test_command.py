@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,18 @@ time.sleep(600)
         time.sleep(0.05)
     os.kill(child, 9)
     pytest.fail("the program's child is still there")
+
+
+def test_program_ends_where_the_user_wants_to_stop_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "started")
+    text = f"open({str(tmp_path / 'started')!r}, 'w').close(); import time; time.sleep(600)"
+    command, answers = Command(script(tmp_path, text)), []
+    asking = threading.Thread(target=lambda: answers.append(command.complete(ASKED)))
+    asking.start()
+    (tmp_path / "started").read_text()
+    command.close()
+    asking.join()
+    assert "ended with status -9" in answers[0].reason
 
 
 def test_program_that_does_not_exist_is_said_so() -> None:
