@@ -103,8 +103,7 @@ def preview(
     parent, why = _parent(task, device, seeds, judged, rng)
     # The bandit tries untried arms in their order, and this is the first.
     operator: Operator = "rewrite" if parent else "translate"
-    shown = context(task, device, operator, (), _without(judged, parent), related=related)
-    shown = shown.model_copy(update={"parents": (parent,) if parent else ()})
+    shown = context(task, device, operator, (parent,) if parent else (), judged, related=related)
     prompts = _prompts(shown, rng, config.prompts)
     attempts = config.budget.evals - len(seeds)
     return Preview(
@@ -132,10 +131,6 @@ def _parent(
     if not seeds:
         return None, "the task has no seed kernel"
     return Exhibit(candidate=seeds[0], judgement=None), "the first seed stands in: none was judged here before"
-
-
-def _without(judged: Sequence[Judged], parent: Exhibit | None) -> list[Judged]:
-    return [(c, j) for c, j in judged if parent is None or c.id != parent.candidate.id]
 
 
 def _prompts(shown: Context, rng: random.Random, folder: Path | None) -> tuple[Prompt, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from agent.asking import choice, lessons
 from agent.asking.choice import Errand, Known
 from agent.asking.setting import Setting, run_of
+from agent.engineer import contexts, retrieval
 from agent.engineer.records import Context, Message, Operator
 from archive import Ask, Run
 from archive.records import canonical
@@ -74,16 +75,12 @@ def _one(setting: Setting, run: Run, operator: Operator | None, given: Sequence[
 
 def context(setting: Setting, found: Known, errand: Errand) -> Context:
     """What the prompt for an errand draws on."""
+    task, device, archive = setting.task, setting.device, setting.archive
     own = [exhibit.candidate.id for exhibit in errand.parents]
-    learnt = lessons.of_lineage(found.judged, own, setting.archive.edges())
-    return Context(
-        task=setting.task,
-        device=setting.device,
-        operator=errand.operator,
-        parents=errand.parents,
-        inspirations=choice.inspirations(setting, found, errand.parents),
-        lessons=tuple(lesson.line for lesson in learnt[-LESSONS:]),
-    )
+    learnt = lessons.of_lineage(found.judged, own, archive.edges())
+    related = retrieval.related(task, retrieval.shelves(archive, device), device, contexts.FOREIGN)
+    shown = contexts.context(task, device, errand.operator, errand.parents, found.judged, related=related)
+    return shown.model_copy(update={"lessons": tuple(lesson.line for lesson in learnt[-LESSONS:])})
 
 
 def declaration(setting: Setting) -> str:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from agent.asking.setting import Setting, history, seeds
 from agent.engineer import bandit, memory, parents
 from agent.engineer.bandit import Arm
-from agent.engineer.niches import elites
 from agent.engineer.records import PARENTS, Exhibit, Operator
 from agent.engineer.scores import Scored
 from agent.steps import Judged
@@ -26,7 +25,6 @@ from sandbox.errors import BadInput
 
 REPAIRS = 2
 """Repairs of a repair, unless a parent is named."""
-INSPIRATIONS = 2
 WAITING = 8
 """Asks without an answer that count as tries; older ones have been given up, for all one knows."""
 IMPROVING: tuple[Operator, ...] = ("rewrite", "edit", "crossover", "simplify")
@@ -95,13 +93,6 @@ def choose(
             "nothing to cross: all kernels that passed are of one kind; wanted two kinds, or two --parent ID"
         )
     return Errand(picked, (_shown(choice.parent), _shown(mate)))
-
-
-def inspirations(setting: Setting, found: Known, shown: Sequence[Exhibit]) -> tuple[Exhibit, ...]:
-    """The best kernels of other kinds than those shown already."""
-    own = {exhibit.candidate.id for exhibit in shown}
-    ranked = sorted(elites(found.judged, setting.task, setting.device).values(), key=lambda entry: -entry.score)
-    return tuple([_shown(entry) for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS])
 
 
 def _of_given(setting: Setting, found: Known, operator: Operator | None, given: Sequence[Candidate]) -> Errand:

@@ -8,7 +8,7 @@ winners and composing them, which a run does with the kernel as a seed.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agent import tasks
@@ -16,6 +16,7 @@ from agent.asking.choice import request_of
 from agent.asking.device import at_hand
 from agent.asking.replies import Answer
 from agent.asking.setting import asking_runs, task_of
+from agent.engineer.attempt import RECORDED_AS, mark, tunables_of
 from agent.engineer.ideas import outcome
 from agent.engineer.reply import Unusable, read_source
 from agent.engineer.scores import score
@@ -25,15 +26,12 @@ from archive import Archive, Ask, Exchange, Run, rows
 from archive.records import canonical
 from prompts.records import Exhibit
 from prompts.words import verdict_words
-from sandbox import contract, plan
 from sandbox.contract import Candidate, Judgement, Passed, Record, Task
-from sandbox.duplicates import fingerprint
 from sandbox.errors import BadInput, PlanError
 
 NOBODY = "engineer"
 """The proposer where nobody says who wrote a kernel."""
 LONGEST_NAME = 60
-RECORDED_AS: Mapping[str, contract.Operator] = {"translate": "translate", "crossover": "crossover", "repair": "repair"}
 
 
 @dataclass(frozen=True)
@@ -127,11 +125,8 @@ def _proposer(name: str) -> str:
 
 
 def _candidate(ask: Ask, answer: Answer, task: Task, source: str, parents: Sequence[Candidate], name: str) -> Candidate:
-    own = plan.parse(source, task)
-    inherited = parents[0].tunables if parents else {}
-    kept = {t.name: inherited[t.name] for t in own.tunables if inherited.get(t.name) in t.choices}
     try:
-        tunables = plan.settle(own, kept | answer.tunables)
+        tunables = tunables_of(source, task, parents[0] if parents else None, answer.tunables)
     except PlanError as exc:
         raise BadInput(f"tunables: {exc}") from exc
     return Candidate(
@@ -148,25 +143,18 @@ def _candidate(ask: Ask, answer: Answer, task: Task, source: str, parents: Seque
 
 def _require_new(archive: Archive, run: Run, task: Task, candidate: Candidate) -> None:
     """BadInput where the kernel was judged on the run's device, or waits to be, but for comments and blanks."""
-    own = _mark(candidate, task)
+    own = mark(candidate, task)
     for other, judgement in archive.judgements(task.name, task.target, run.device):
-        if judgement.task_version == task.version and _mark(other, task) == own:
+        if judgement.task_version == task.version and mark(other, task) == own:
             verdict = f"it is {judgement.verdict.status}"
             raise BadInput(f"{_twin(other)}, which was judged: {verdict}; `warpsmith show {other.id[:10]}`")
     for other in _told(archive, run):
-        if _mark(other, task) == own:
+        if mark(other, task) == own:
             raise BadInput(f"{_twin(other)}, which waits to be judged: `warpsmith tell --pending`")
 
 
 def _twin(other: Candidate) -> str:
     return f"the same kernel, comments and blanks aside, as {other.id[:10]} by {other.proposer} ({other.note})"
-
-
-def _mark(candidate: Candidate, task: Task) -> str:
-    try:
-        return fingerprint(candidate, plan.parse(candidate.source, task), candidate.tunables)
-    except PlanError:
-        return candidate.id
 
 
 def _told(archive: Archive, run: Run) -> list[Candidate]:

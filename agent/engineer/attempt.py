@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -34,7 +34,7 @@ from sandbox.errors import PlanError
 
 PLANNED: tuple[Operator, ...] = ("rewrite", "edit", "crossover")
 """Operators that carry out a plan."""
-RECORDED_AS: dict[Operator, contract.Operator] = {
+RECORDED_AS: Mapping[str, contract.Operator] = {
     "translate": "translate",
     "crossover": "crossover",
     "repair": "repair",
@@ -220,11 +220,14 @@ def _candidate(desk: Desk, attempt: Attempt, context: Context, source: str) -> C
     )
 
 
-def tunables_of(source: str, task: Task, parent: Candidate | None) -> dict[str, int]:
-    """The source's defaults, and the parent's values of those tunables that it still has."""
+def tunables_of(
+    source: str, task: Task, parent: Candidate | None, chosen: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The source's defaults, the parent's values of those tunables that it still has, and those `chosen`."""
     own = plan.parse(source, task)
     before = parent.tunables if parent else {}
-    return plan.settle(own, {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices})
+    kept = {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices}
+    return plan.settle(own, kept | dict(chosen or {}))
 
 
 def _keep(desk: Desk, attempt: Attempt, candidate: Candidate, asked: Sequence[Recorded]) -> None:
@@ -233,13 +236,14 @@ def _keep(desk: Desk, attempt: Attempt, candidate: Candidate, asked: Sequence[Re
         judged = trajectory(desk.archive, desk.run_id)
         ahead = memory.waiting(desk.archive.exchanges(desk.run_id), judged)
         known = [*(other for other, _ in judged), *map(desk.archive.candidate, ahead)]
-        if _mark(desk, candidate) in {_mark(desk, other) for other in known}:
+        if mark(candidate, desk.task) in {mark(other, desk.task) for other in known}:
             raise _InVain(attempt.operator, "a kernel that was judged before")
         desk.archive.add_made(candidate, [name for model in asked for name in model.exchanges])
 
 
-def _mark(desk: Desk, candidate: Candidate) -> str:
+def mark(candidate: Candidate, task: Task) -> str:
+    """What it shares with those that differ from it in comments and blanks only."""
     try:
-        return fingerprint(candidate, plan.parse(candidate.source, desk.task), candidate.tunables)
+        return fingerprint(candidate, plan.parse(candidate.source, task), candidate.tunables)
     except PlanError:
         return candidate.id

@@ -28,24 +28,24 @@ def context(
     task: Task,
     device: Device,
     operator: Operator,
-    parents: Sequence[Judged],
+    parents: Sequence[Exhibit],
     judged: Sequence[Judged],
     tried: Sequence[Idea] = (),
     edges: Edges | None = None,
     related: Sequence[Related] = (),
 ) -> Context:
     """For an operator on these parents; `tried` are the run's ideas, `edges` its lineage."""
-    own = {candidate.id for candidate, _ in parents}
+    own = {exhibit.candidate.id for exhibit in parents}
     ranked = sorted(elites(judged, task, device).values(), key=lambda entry: -entry.score)
     others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
     return Context(
         task=task,
         device=device,
         operator=operator,
-        parents=tuple(Exhibit(candidate=c, judgement=j) for c, j in parents),
+        parents=tuple(parents),
         inspirations=tuple(Exhibit(candidate=e.candidate, judgement=e.judgement) for e in others),
         foreign=tuple(_foreign(each) for each in related[:FOREIGN]) if operator in _INVENTING else (),
-        ideas=tuple(ideas.of_lineage(tried, parents[0][0].id, edges or {})) if parents else (),
+        ideas=tuple(ideas.of_lineage(tried, parents[0].candidate.id, edges or {})) if parents else (),
     )
 
 

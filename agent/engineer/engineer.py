@@ -19,7 +19,7 @@ from agent.engineer import bandit, memory, parents, stopping
 from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
 from agent.engineer.contexts import context
-from agent.engineer.records import Context, Operator
+from agent.engineer.records import Context, Exhibit, Operator
 from agent.engineer.scores import Scored
 from agent.engineer.slots import Slots
 from agent.proposers import History, NothingLeft
@@ -231,7 +231,8 @@ class Engineer:
     def _context(self, operator: Operator, given: tuple[Judged, ...], judged: Sequence[Judged]) -> Context:
         desk, tried = self.desk, memory.ideas(self._past, judged)
         edges = desk.archive.edges()
-        return context(desk.task, desk.device, operator, given, judged, tried, edges, desk.related)
+        shown = [Exhibit(candidate=candidate, judgement=judgement) for candidate, judgement in given]
+        return context(desk.task, desk.device, operator, shown, judged, tried, edges, desk.related)
 
 
 def _pair(entry: Scored) -> Judged:
