@@ -90,14 +90,15 @@ class ValueArgument(Record):
     """An argument of a module's `forward` that is no tensor and always the same."""
 
     value: Any
-    """JSON; a tuple is an object with the one key `tuple`."""
+    """JSON; a tuple is an object with the one key `tuple`, a dict one with the one key `dict`."""
 
 
 class ModuleForm(Record):
-    """How the inputs of a task that was made of a PyTorch file reach a module: `ModelNew(*init)(*arguments)`."""
+    """How the inputs of a task that was made of a PyTorch file reach `ModelNew(*init, **keywords)(*arguments)`."""
 
     init: tuple[Any, ...] = ()
     """JSON, written as in ValueArgument."""
+    keywords: dict[str, Any] = {}
     mode: Literal["train", "eval"] = "train"
     arguments: tuple[TensorArgument | ValueArgument, ...]
     weights: tuple[str, ...] = ()
