@@ -24,7 +24,7 @@ from jinja2 import (
 )
 
 from prompts.hidden import concealed, names_hidden
-from prompts.records import PARENTS, Context, Exhibit, Idea, Message
+from prompts.records import PARENTS, Context, Exhibit, Idea, Message, PartExhibit
 from prompts.words import size, verdict_words, workload_words
 from sandbox.contract import Candidate, Device, Task
 from sandbox.errors import BadInput, PlanError
@@ -105,6 +105,8 @@ def _asked(context: Context) -> dict[str, object]:
         "operator": context.operator,
         "parents": [_shown(exhibit, context) for exhibit in context.parents],
         "inspirations": [_shown(exhibit, context) for exhibit in context.inspirations],
+        "parts": [_part(part, context) for part in context.parts],
+        "glue": context.glue,
         "ideas": [_idea(idea, context.task) for idea in context.ideas],
         "plan": context.plan,
         "notes": concealed(context.notes, context.task),
@@ -147,6 +149,18 @@ def _shown(exhibit: Exhibit, context: Context) -> dict[str, object]:
         "fence": _fence(candidate.source),
         "tunables": _changed_tunables(candidate, context.task),
         "verdict": verdict_words(exhibit, context.task),
+    }
+
+
+def _part(part: PartExhibit, context: Context) -> dict[str, object]:
+    """As seen from its own task; the held-out workloads of both are secret."""
+    own = context.model_copy(update={"task": part.task})
+    shown = _shown(part.exhibit, own)
+    return {
+        "name": part.task.name,
+        "summary": part.task.summary,
+        "prototype": prototype(part.task, part.task.name),
+        "exhibit": shown | {"verdict": concealed(str(shown["verdict"]), context.task)},
     }
 
 

@@ -350,6 +350,17 @@ class Profile(Record):
     """Why there is nothing, or less than usual."""
 
 
+class Against(Record):
+    """A fused kernel beside the best kernels of its parts, run one after the other."""
+
+    pair: str
+    """The candidate that runs them."""
+    speedup: Interval | None
+    """The pair's latency over the fused kernel's; None where the duel broke off."""
+    faster: bool
+    """Whether the whole interval lies beyond the judge's gate."""
+
+
 class Passed(Record):
     status: Literal["Passed"] = "Passed"
     checks: tuple[Check, ...]
@@ -368,6 +379,8 @@ class Passed(Record):
     """Whether calls on the same data gave the same bits."""
     sanitizers: tuple[SanitizerReport, ...] = ()
     profile: Profile | None = None
+    against: Against | None = None
+    """Of a fused kernel. One that is not faster wins no workload."""
     label: Literal["custom", "library"] = "custom"
     """`library` where the time is spent in kernels of cuBLAS, cuDNN, ATen or another library."""
 

@@ -12,17 +12,21 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from agent import fusion
 from agent.engineer import bandit, ideas, memory, parents, stopping
 from agent.engineer.bandit import Arm
 from agent.engineer.niches import elites
-from agent.engineer.records import Context, Exhibit, Message, Operator, Plan
+from agent.engineer.records import Context, Exhibit, Message, Operator, PartExhibit, Plan
 from agent.engineer.reply import Unusable, read_plan, read_source
 from agent.engineer.scores import Scored
+from agent.fusion import Fusion
 from agent.models.endpoint import Reply
 from agent.models.ledger import Ledger, OverCap
 from agent.models.prices import Price, cost, reserve
 from agent.models.recording import Recorded
+from agent.pair import PROPOSER
 from agent.proposers import History, NothingLeft
 from agent.proposers.tuner import Tuner
 from agent.steps import Asking, Event, Judged, Unused, trajectory
@@ -44,10 +48,11 @@ REPAIRS = 2
 INSPIRATIONS = 2
 PLANNED: tuple[Operator, ...] = ("rewrite", "edit", "crossover")
 """Operators that carry out a plan."""
-IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify")
+IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify", "fuse")
 _RECORDED_AS: dict[Operator, contract.Operator] = {
     "translate": "translate",
     "crossover": "crossover",
+    "fuse": "compose",
     "repair": "repair",
 }
 
@@ -103,6 +108,10 @@ class Engineer:
         self.desk = desk
         self._unreachable: dict[str, str] = {}
         """Models that will not answer in this process any more, and why."""
+        found = fusion.prepared(desk.task, desk.archive, desk.device)
+        self._fusion = found if isinstance(found, Fusion) else None
+        if isinstance(found, str) and found:
+            desk.report(Unused("fusion", "fuse", found))
 
     def propose(self, history: History, n: int) -> list[Candidate]:
         """One candidate, or the seeds that are left. NothingLeft says why there is none."""
@@ -111,6 +120,8 @@ class Engineer:
         taken = {candidate.id for candidate, _ in judged}
         if untried := [seed for seed in desk.seeds if seed.id not in taken]:
             return untried[:n]
+        if self._fusion and self._fusion.pair.id not in taken:
+            return [self._fusion.pair]
         if swept := self._sweep(judged, history):
             return swept
         exchanges = desk.archive.exchanges(desk.run_id)
@@ -128,8 +139,7 @@ class Engineer:
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
         """The next variant of a structure that a model wrote and that passed, until each has had its few."""
         for candidate, judgement in judged:
-            written = candidate.operator not in ("seed", "tune", "import", "compose")
-            if not written or not isinstance(judgement.verdict, Passed):
+            if not _is_written(candidate) or not isinstance(judgement.verdict, Passed):
                 continue
             tried = sum(other.source == candidate.source for other, _ in judged) - 1
             if tried < SWEEP:
@@ -176,7 +186,12 @@ class Engineer:
         if choice is None:
             return self._by_bandit(("translate",), observed, ())
         mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng)
-        chosen = self._by_bandit([o for o in IMPROVING if o != "crossover" or mate], observed, (_pair(choice.parent),))
+        fusable = self._fusion is not None and fusion.passed(self._fusion.pair, judged)
+        possible = {"crossover": mate is not None, "fuse": fusable}
+        offered = [operator for operator in IMPROVING if possible.get(operator, True)]
+        chosen = self._by_bandit(offered, observed, (_pair(choice.parent),))
+        if chosen.operator == "fuse":
+            return replace(chosen, parents=())
         if chosen.operator == "crossover" and mate is not None:
             return replace(chosen, parents=(*chosen.parents, _pair(mate)))
         return chosen
@@ -192,7 +207,7 @@ class Engineer:
         """Whether the last candidate is a model's, is broken, and has not been repaired too often."""
         known = {candidate.id: candidate for candidate, _ in judged}
         candidate, judgement = judged[-1]
-        if candidate.operator in ("seed", "tune", "import") or isinstance(judgement.verdict, Passed):
+        if not _is_written(candidate) or isinstance(judgement.verdict, Passed):
             return False
         repairs = 0
         while candidate.operator == "repair" and candidate.parents and candidate.parents[0] in known:
@@ -213,7 +228,18 @@ class Engineer:
             parents=tuple(Exhibit(candidate=c, judgement=j) for c, j in attempt.parents),
             inspirations=tuple(Exhibit(candidate=e.candidate, judgement=e.judgement) for e in others),
             ideas=tuple(lineage),
+            **self._parts(attempt),
         )
+
+    def _parts(self, attempt: _Attempt) -> dict[str, Any]:
+        """What a prompt shows of the parts to be fused."""
+        if attempt.operator != "fuse" or self._fusion is None:
+            return {}
+        shown = (
+            PartExhibit(task=elite.task, exhibit=Exhibit(candidate=elite.candidate, judgement=elite.judgement))
+            for elite in self._fusion.elites
+        )
+        return {"parts": tuple(shown), "glue": self._fusion.glue}
 
     def _planned(
         self,
@@ -261,7 +287,7 @@ class Engineer:
             target=desk.task.target,
             source=source,
             tunables=plan.settle(own, _kept(own, attempt.parents)),
-            parents=tuple(parent.id for parent, _ in attempt.parents),
+            parents=self._lineage(attempt),
             operator=_RECORDED_AS.get(attempt.operator, "propose"),
             proposer=attempt.writer.model.name,
             note=" ".join((context.plan.change if context.plan else attempt.operator).split())[:120],
@@ -272,6 +298,12 @@ class Engineer:
         for model in asked:
             model.made(candidate.id)
         return candidate
+
+    def _lineage(self, attempt: _Attempt) -> tuple[str, ...]:
+        """Ids of the parents; of a fused kernel those of its parts' kernels."""
+        if attempt.operator == "fuse" and self._fusion is not None:
+            return tuple(elite.candidate.id for elite in self._fusion.elites)
+        return tuple(parent.id for parent, _ in attempt.parents)
 
     def _mark(self, candidate: Candidate) -> str:
         try:
@@ -297,6 +329,11 @@ class Engineer:
         if answer.kind in ("unauthorised", "bad request"):
             self._unreachable[writer.model.name] = f"{answer.kind}: {answer.reason}"
         raise _InVain(purpose, f"{answer.kind}: {answer.reason}")
+
+
+def _is_written(candidate: Candidate) -> bool:
+    """Whether a model wrote it."""
+    return candidate.operator not in ("seed", "tune", "import") and candidate.proposer != PROPOSER
 
 
 def _pair(entry: Scored) -> Judged:
