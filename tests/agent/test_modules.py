@@ -219,8 +219,8 @@ def test_batch_that_is_no_axis_says_why(tmp_path: Path, forward: str, inputs: st
 
 def test_names_that_c_has_taken_are_changed(tmp_path: Path) -> None:
     text = HEAD.format("out, double, workspace, B", "return out + double + workspace + B")
-    (tmp_path / "tanh.py").write_text(text + TAIL.format("*[torch.randn(4, 8) for _ in range(4)]"))
-    found = checking.check(str(tmp_path / "tanh.py"), "cpu")
+    (tmp_path / "7_tanh_.py").write_text(text + TAIL.format("*[torch.randn(4, 8) for _ in range(4)]"))
+    found = checking.check(str(tmp_path / "7_tanh_.py"), "cpu")
     assert f"tanh_task(scalar_t* out, {f('out_0', 'double_1', 'workspace_2', 'B')}, int64_t batch," in found.prototype
 
 

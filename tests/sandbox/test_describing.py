@@ -97,6 +97,14 @@ def test_state_of_a_recurrent_model_that_is_a_plain_attribute_is_drawn_and_set(t
     )
 
 
+def test_positions_are_not_asked_for_among_equal_values(tmp_path: Path) -> None:
+    found = described(tmp_path, "return x.argmax(1)", "[torch.randn(64, 16)]")
+    form = {"arguments": found["arguments"], "weights": [], "mode": found["mode"]}
+    file = PytorchFile(str(tmp_path / "file.py"), str(tmp_path), _json(form), found["rigid"])
+    (values,) = file.draw(1, "equal_rows", "cpu")
+    assert bool((values.amax(1) > values.amin(1)).all())
+
+
 def _json(form: dict[str, Any]) -> str:
     from sandbox.contract import ModuleForm
 
