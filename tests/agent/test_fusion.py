@@ -9,6 +9,7 @@ import pytest
 from agent import pair, parts, steps, tasks, words
 from agent.config import Budget
 from agent.engineer.engineer import Desk, Engineer, Writer
+from agent.engineer.prototypes import definition_fault
 from agent.engineer.records import Message
 from agent.models import prices
 from agent.models.endpoint import Failed, Reply
@@ -18,6 +19,7 @@ from agent.pair import NoPair
 from agent.parts import Chain
 from agent.steps import Clients, Composition, Event, Judged, Unused
 from archive import Archive, Run
+from sandbox import plan as launch_plan
 from sandbox.contract import BuildFailed, Candidate, Interval, Passed, Target, Task, Verdict
 from sandbox.devices import detect
 from sandbox.errors import TaskError
@@ -238,8 +240,27 @@ def test_kernels_that_do_not_go_into_one_file_say_why(folder: Path) -> None:
     block = kernels[0].model_copy(update={"source": SCALE.replace('extern "C" void', 'extern "C" { void') + "}"})
     with pytest.raises(NoPair, match='a block of extern "C"'):
         pair.unfused(task, chain, [block, kernels[1]])
-    with pytest.raises(NoPair, match="for target cpu only, got cuda"):
-        pair.unfused(task.model_copy(update={"target": "cuda"}), chain, kernels)
+
+
+@pytest.mark.parametrize(("arch", "seeds"), [("sm_80", (1, 0)), ("sm_90a", (2, 1))])
+def test_pair_of_bundled_kernels_compiles_for_gpus(tmp_path: Path, arch: str, seeds: tuple[int, int]) -> None:
+    """Kernels with tensor maps, with two launches and with static axes; no GPU has run them."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra [cuda]")
+    task = tasks.load("attention_layernorm", "cuda")
+    chain = chain_of(task)
+    kernels = [tasks.seeds(piece.task)[at] for piece, at in zip(chain.pieces, seeds, strict=True)]
+    unfused = pair.unfused(task, chain, kernels)
+    plan = launch_plan.parse(unfused.source, task)
+    assert [launch.kernel for launch in plan.launches] == [
+        "part_1_attention",
+        "glue_turned_2_x",
+        *(f"part_2_{launch.kernel}" for launch in launch_plan.parse(kernels[1].source, chain.pieces[1].task).launches),
+    ]
+    assert not definition_fault(unfused.source, task, plan)
+    with Toolchain(tmp_path / "builds") as toolchain:
+        macros = launch_plan.macros(task, plan, task.workloads[0], {})
+        built = toolchain.build(unfused.source, "cuda", macros, arch)
+    assert {kernel.kernel for kernel in built.kernels} == {launch.kernel for launch in plan.launches}
 
 
 # ---------------------------------------------------------------- in a run
