@@ -55,6 +55,7 @@ def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
     model = moved(construct(module), device).train(mode == "train")
     weights = _weights(model, changed)
     tables = _tables(model, {*changed, *dict(weights)}) if kernels else []
+    _require_room(sum(value.nbytes for value in (*tensors, *dict((*weights, *tables)).values())), device)
     _require_same_shapes(model, _on(others, device), outputs)
     if not tensors and not weights:
         raise TaskError("get_inputs() gives no tensor and Model has no parameters; wanted something to compute with")
@@ -124,8 +125,8 @@ def _require_room(size: int, device: str) -> None:
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if size * _KEPT_DRAWS > free:
         raise TaskError(
-            f"its inputs, or its outputs in float64, take {size / 1e9:.1f} GB, of which the judge keeps {_KEPT_DRAWS} "
-            f"draws, and {free / 1e9:.1f} GB are free; wanted a smaller problem"
+            f"its inputs and weights, or its outputs in float64, take {size / 1e9:.1f} GB, of which the judge keeps "
+            f"{_KEPT_DRAWS} draws, and {free / 1e9:.1f} GB are free; wanted a smaller problem"
         )
 
 
