@@ -78,7 +78,7 @@ def pair_words(against: Against) -> str:
     measured = f"{times(against.speedup)}×" if against.speedup else "not measurable against"
     if against.faster:
         return f"fused, {measured} the best unfused pair"
-    return f"fused, {measured} the best unfused pair: not faster, dropped"
+    return f"fused, {measured} the best unfused pair: not measurably faster, dropped"
 
 
 def reason(judgement: Judgement) -> str:

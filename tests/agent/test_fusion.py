@@ -370,7 +370,7 @@ def test_fused_kernel_that_is_not_faster_than_the_pair_wins_nothing(folder: Path
     shop = Workshop(folder, archive, [], SLOWER).with_parts_judged()
     shop.model = Fuser([fused(1)])
     *_, (made, judgement) = shop.search(3)
-    assert "1.01 (0.97–1.05)× the best unfused pair: not faster, dropped" in words.verdict_words(judgement)
+    assert "1.01 (0.97–1.05)× the best unfused pair: not measurably faster, dropped" in words.verdict_words(judgement)
     assert made.id not in {candidate.id for candidate in steps.finalists(steps.latest(archive, shop.run.id), shop.task)}
     assert archive.judged(made.id, shop.task.version, "cpu", CPU.name) == judgement
 
