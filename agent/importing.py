@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,11 @@ def read(path: Path, target: Target, kernels: bool = True) -> Imported:
     found = _described(path, target, kernels)
     weights = [spec["name"] for spec in found["weights"]]
     form = ModuleForm(
-        init=tuple(found["init"]), mode=found["mode"], arguments=tuple(found["arguments"]), weights=tuple(weights)
+        init=tuple(found["init"]),
+        keywords=found["keywords"],
+        mode=found["mode"],
+        arguments=tuple(found["arguments"]),
+        weights=tuple(weights),
     )
     dtype = _working_dtype(found)
     inputs, batch = [*found["inputs"], *found["weights"]], found["batch"]
@@ -147,19 +152,28 @@ def _described(path: Path, target: Target, kernels: bool) -> dict[str, Any]:
         except subprocess.TimeoutExpired as exc:
             raise TaskError(f"{path} took more than {DESCRIBE_TIMEOUT_S} s to run once") from exc
         if done.returncode < 0:
-            raise WorkerLost(f"the process that runs {path} was killed by signal {-done.returncode}")
+            raise WorkerLost(
+                f"the process that runs {path} was killed by signal {-done.returncode}{_hint(done.returncode)}"
+            )
         if done.returncode or not out.exists():
             raise TaskError(_fault(path, done.stderr))
         found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
+def _hint(returncode: int) -> str:
+    return ", most likely for want of memory" if returncode == -signal.SIGKILL else ""
+
+
 def _fault(path: Path, errors: str) -> str:
-    """The last line of a traceback, with the line of the file that it goes back to."""
-    lines = errors.strip().splitlines() or ["it ended without a word"]
+    """The exception of a traceback, its first line, with the line of the file that it goes back to."""
+    lines = errors.strip().splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+    said = next((line for line in lines[frames[-1] :] if line[:1].strip()), "") if frames else ""
     at = re.findall(rf'File "{re.escape(str(path.resolve()))}", line (\d+)', errors)
     where = f"{path}: line {at[-1]}" if at else str(path)
-    return f"{where}: {lines[-1].removeprefix('sandbox.errors.TaskError: ')}"
+    last = lines[-1] if lines else "it ended the process that ran it, without a word"
+    return f"{where}: {(said or last).removeprefix('sandbox.errors.TaskError: ')}"
 
 
 def kept(texts: dict[str, str]) -> Path:
@@ -214,7 +228,7 @@ def _tensors(specs: list[dict[str, Any]], working: Dtype, names: list[str], axis
 
 def _identifier(name: str) -> str:
     """`1_Square_matmul_` is `Square_matmul`: what a kernel can be called."""
-    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789") or "model"
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).lstrip("_0123456789").rstrip("_") or "model"
     return f"{found}_task" if found in RESERVED else found
 
 

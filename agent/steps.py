@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from agent import fusion
 from agent.config import Budget
 from agent.proposers import NothingLeft, Proposer
 from sandbox.contract import Candidate, Device, Judgement, Passed, Task
 
 if TYPE_CHECKING:
     from archive.store import Archive
+    from sandbox.judge import Duel
 
 Judged: TypeAlias = tuple[Candidate, Judgement]
 Winners: TypeAlias = dict[str, Judged]
@@ -34,6 +36,8 @@ class JudgeLike(Protocol):
     def judge(self, task: Task, candidate: Candidate) -> Judgement: ...
 
     def confirm(self, task: Task, candidate: Candidate) -> Judgement: ...
+
+    def duel(self, task: Task, challenger: Candidate, champion: Candidate) -> Duel: ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def winners(judged: Sequence[Judged], task: Task) -> Winners:
 
 def finalists(judged: Sequence[Judged], task: Task) -> list[Candidate]:
     """Who must be measured again: the fastest on each workload and the fastest overall."""
-    passed = [(c, j) for c, j in judged if isinstance(j.verdict, Passed)]
+    passed = [(c, j) for c, j in judged if isinstance(j.verdict, Passed) and fusion.kept(j)]
     if not passed:
         return []
     best = [min(passed, key=lambda judged: cost(judged[1], w.name))[0] for w in task.workloads]
@@ -214,7 +218,8 @@ def evaluate(clients: Clients, candidate: Candidate) -> tuple[Judgement, bool]:
     known = clients.archive.judged(candidate.id, task.version, task.target, device.name)
     if known is not None:
         return known, True
-    return clients.judge.judge(task, candidate), False
+    judgement = clients.judge.judge(task, candidate)
+    return fusion.weighed(clients.judge, task, candidate, judgement, clients.archive), False
 
 
 def confirm(clients: Clients, run_id: str) -> bool:

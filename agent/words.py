@@ -13,7 +13,7 @@ from prompts.words import percent as percent
 from prompts.words import quantity as quantity
 from prompts.words import ratio as ratio
 from prompts.words import resource_words as resource_words
-from sandbox.contract import Candidate, Conditions, Interval, Judgement, Passed, SanitizerReport
+from sandbox.contract import Against, Candidate, Conditions, Interval, Judgement, Passed, SanitizerReport
 
 NAMED = ("eager", "compile", "library")
 """The baselines every leaderboard shows, in this order."""
@@ -68,8 +68,17 @@ def verdict_words(judgement: Judgement) -> str:
     """A verdict on one line."""
     verdict = judgement.verdict
     if isinstance(verdict, Passed):
-        return f"Passed {milliseconds(verdict.latency_ms)} ms {against(judgement)}".rstrip()
+        line = f"Passed {milliseconds(verdict.latency_ms)} ms {against(judgement)}".rstrip()
+        return f"{line}; {pair_words(verdict.against)}" if verdict.against else line
     return f"{verdict.status} {first_line(reason(judgement))}"
+
+
+def pair_words(against: Against) -> str:
+    """How a fused kernel stands against the best kernels of its parts, run one after the other."""
+    measured = f"{times(against.speedup)}×" if against.speedup else "not measurable against"
+    if against.faster:
+        return f"fused, {measured} the best unfused pair"
+    return f"fused, {measured} the best unfused pair: not measurably faster, dropped"
 
 
 def reason(judgement: Judgement) -> str:

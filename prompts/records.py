@@ -11,10 +11,19 @@ from pydantic import Field
 
 from sandbox.contract import Candidate, Device, Judgement, Record, Task
 
-Operator = Literal["translate", "rewrite", "edit", "crossover", "repair", "simplify"]
-"""What is asked of the model. `translate` makes a first kernel of the reference; the others start from a parent."""
+Operator = Literal["translate", "rewrite", "edit", "crossover", "fuse", "repair", "simplify"]
+"""What is asked of the model. `translate` makes a first kernel of the reference, `fuse` one of the kernels of the
+task's parts; the others start from a parent."""
 
-PARENTS: dict[Operator, int] = {"translate": 0, "rewrite": 1, "edit": 1, "crossover": 2, "repair": 1, "simplify": 1}
+PARENTS: dict[Operator, int] = {
+    "translate": 0,
+    "rewrite": 1,
+    "edit": 1,
+    "crossover": 2,
+    "fuse": 0,
+    "repair": 1,
+    "simplify": 1,
+}
 """How many parents an operator needs at least."""
 
 
@@ -64,6 +73,13 @@ class Foreign(Record):
     """Over eager."""
 
 
+class PartExhibit(Record):
+    """A kernel of a task that is part of the one at hand."""
+
+    task: Task
+    exhibit: Exhibit
+
+
 class Context(Record):
     """Everything a prompt may draw on."""
 
@@ -77,6 +93,10 @@ class Context(Record):
     """Tried on this lineage, oldest first."""
     lessons: tuple[str, ...] = ()
     """What was changed on this lineage and what came of it, a line each, oldest first; where there are no plans."""
+    parts: tuple[PartExhibit, ...] = ()
+    """For `fuse`: the best kernel of each part, in the order in which they run."""
+    glue: tuple[str, ...] = ()
+    """What lies between the parts, in words."""
     plan: Plan | None = None
     """What the code prompt asks to carry out."""
     notes: str = ""

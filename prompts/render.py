@@ -24,7 +24,7 @@ from jinja2 import (
 )
 
 from prompts.hidden import concealed, names_hidden
-from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message
+from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message, PartExhibit
 from prompts.words import ratio, size, verdict_words, workload_words
 from sandbox.contract import Candidate, Device, Task
 from sandbox.errors import BadInput, PlanError
@@ -114,6 +114,8 @@ def _asked(context: Context) -> dict[str, object]:
         "parents": [_shown(exhibit, context) for exhibit in context.parents],
         "inspirations": [_shown(exhibit, context) for exhibit in context.inspirations],
         "foreign": [_foreign(kernel) for kernel in context.foreign],
+        "parts": [_part(part, context) for part in context.parts],
+        "glue": context.glue,
         "ideas": [_idea(idea, context.task) for idea in context.ideas],
         "lessons": [concealed(line, context.task) for line in context.lessons],
         "plan": context.plan,
@@ -164,6 +166,18 @@ def _foreign(kernel: Foreign) -> dict[str, object]:
     source = kernel.candidate.source
     given = {"id": kernel.candidate.id[:SHORT_ID], "source": source.strip("\n"), "fence": _fence(source)}
     return {"task": kernel.task, "summary": kernel.summary, "speedup": ratio(kernel.speedup), **given}
+
+
+def _part(part: PartExhibit, context: Context) -> dict[str, object]:
+    """As seen from its own task; the held-out workloads of both are secret."""
+    own = context.model_copy(update={"task": part.task})
+    shown = _shown(part.exhibit, own)
+    return {
+        "name": part.task.name,
+        "summary": part.task.summary,
+        "prototype": prototype(part.task, part.task.name),
+        "exhibit": shown | {"verdict": concealed(str(shown["verdict"]), context.task)},
+    }
 
 
 def _fence(source: str) -> str:

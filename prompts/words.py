@@ -165,6 +165,13 @@ def _passed(verdict: Passed, task: Task) -> Iterator[str]:
     yield from _resources(verdict.resources)
     if verdict.profile:
         yield from _counters(verdict.profile)
+    if verdict.against and verdict.against.speedup:
+        pair = verdict.against.speedup
+        kept = "" if verdict.against.faster else ": not faster by more than the noise, so it is not kept"
+        yield (
+            f"- {ratio(pair.ratio)}× ({_ends(pair.low, pair.high, pair.ratio)}) the best kernels of its parts, "
+            f"run one after the other{kept}."
+        )
     if not verdict.deterministic:
         yield "- Two calls on the same data gave different bits: look for a race, or atomics on floats."
 

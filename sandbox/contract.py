@@ -90,14 +90,15 @@ class ValueArgument(Record):
     """An argument of a module's `forward` that is no tensor and always the same."""
 
     value: Any
-    """JSON; a tuple is an object with the one key `tuple`."""
+    """JSON; a tuple is an object with the one key `tuple`, a dict one with the one key `dict`."""
 
 
 class ModuleForm(Record):
-    """How the inputs of a task that was made of a PyTorch file reach a module: `ModelNew(*init)(*arguments)`."""
+    """How the inputs of a task that was made of a PyTorch file reach `ModelNew(*init, **keywords)(*arguments)`."""
 
     init: tuple[Any, ...] = ()
     """JSON, written as in ValueArgument."""
+    keywords: dict[str, Any] = {}
     mode: Literal["train", "eval"] = "train"
     arguments: tuple[TensorArgument | ValueArgument, ...]
     weights: tuple[str, ...] = ()
@@ -365,6 +366,17 @@ class Profile(Record):
     """Why there is nothing, or less than usual."""
 
 
+class Against(Record):
+    """A fused kernel beside the best kernels of its parts, run one after the other."""
+
+    pair: str
+    """The candidate that runs them."""
+    speedup: Interval | None
+    """The pair's latency over the fused kernel's; None where the duel broke off."""
+    faster: bool
+    """Whether the whole interval lies beyond the judge's gate."""
+
+
 class Passed(Record):
     status: Literal["Passed"] = "Passed"
     checks: tuple[Check, ...]
@@ -387,6 +399,8 @@ class Passed(Record):
     """Of a GPU."""
     disturbed: str = ""
     """Why the timings decide nothing, though they were taken again; empty where they stand."""
+    against: Against | None = None
+    """Of a fused kernel. One that is not faster wins no workload."""
     label: Literal["custom", "library"] = "custom"
     """`library` where the time is spent in kernels of cuBLAS, cuDNN, ATen or another library."""
 

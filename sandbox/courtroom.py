@@ -301,7 +301,7 @@ class Courtroom:
             admitted = []
             for name, errors in reply["errors"].items():
                 worst = max(
-                    (row / limit[0] for (row, _), limit in zip(errors, drawn.limits, strict=False)), default=0.0
+                    (_excess(row, limit[0]) for (row, _), limit in zip(errors, drawn.limits, strict=False)), default=0.0
                 )
                 if worst <= 5.0:
                     admitted.append(name)
@@ -325,6 +325,11 @@ class Courtroom:
 def within(errors: Sequence[Sequence[float]], limits: Sequence[tuple[float, float]]) -> bool:
     """Whether every error, by row and by element, is tolerable; NaN is not."""
     return all(e[0] <= limit[0] and e[1] <= limit[1] for e, limit in zip(errors, limits, strict=True))
+
+
+def _excess(error: float, limit: float) -> float:
+    """An error in multiples of what is tolerable, which is nothing at all for integers that PyTorch has right."""
+    return error / limit if limit else math.inf if error else 0.0
 
 
 def _overflowed(prepared: dict[str, Any]) -> bool:

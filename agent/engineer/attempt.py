@@ -37,6 +37,7 @@ PLANNED: tuple[Operator, ...] = ("rewrite", "edit", "crossover")
 RECORDED_AS: Mapping[str, contract.Operator] = {
     "translate": "translate",
     "crossover": "crossover",
+    "fuse": "compose",
     "repair": "repair",
 }
 
@@ -213,11 +214,17 @@ def _candidate(desk: Desk, attempt: Attempt, context: Context, source: str) -> C
         target=desk.task.target,
         source=source,
         tunables=tunables_of(source, desk.task, parent),
-        parents=tuple(parent.id for parent, _ in attempt.parents),
+        parents=_lineage(attempt, context),
         operator=RECORDED_AS.get(attempt.operator, "propose"),
         proposer=attempt.writer.model.name,
         note=" ".join((context.plan.change if context.plan else attempt.operator).split())[:120],
     )
+
+
+def _lineage(attempt: Attempt, context: Context) -> tuple[str, ...]:
+    """Ids of the parents; of a fused kernel those of its parts' kernels."""
+    parts = [part.exhibit.candidate for part in context.parts]
+    return tuple(candidate.id for candidate in parts or [parent for parent, _ in attempt.parents])
 
 
 def tunables_of(

@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from agent import fusion
 from agent.engineer import bandit, memory, parents, stopping
 from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
 from agent.engineer.contexts import context
-from agent.engineer.records import Context, Exhibit, Operator
+from agent.engineer.records import Context, Exhibit, Operator, PartExhibit
 from agent.engineer.scores import Scored
 from agent.engineer.slots import Slots
+from agent.fusion import Fusion
+from agent.pair import PROPOSER
 from agent.proposers import History, NothingLeft
 from agent.proposers.tuner import Tuner
-from agent.steps import Judged, trajectory
+from agent.steps import Judged, Unused, trajectory
 from archive import Exchange
 from sandbox.contract import Candidate, Passed
 
@@ -38,7 +41,7 @@ SWEEP = 4
 """Variants of an accepted structure that the tuner tries."""
 REPAIRS = 2
 """Repairs of a repair."""
-IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify")
+IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify", "fuse")
 
 
 class Engineer:
@@ -57,6 +60,10 @@ class Engineer:
         """Models that will not answer in this process any more, and why."""
         self._over_budget = ""
         """Why no further call can be paid for."""
+        found = fusion.prepared(desk.task, desk.archive, desk.device)
+        self._fusion = found if isinstance(found, Fusion) else None
+        if isinstance(found, str) and found:
+            desk.report(Unused("fusion", "fuse", found))
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +86,8 @@ class Engineer:
         taken = {candidate.id for candidate, _ in judged}
         if untried := [seed for seed in desk.seeds if seed.id not in taken]:
             return untried[:n]
+        if self._fusion and self._fusion.pair.id not in taken:
+            return [self._fusion.pair]
         self._read()
         while self._slots.ready:
             self._collect(until)
@@ -165,8 +174,7 @@ class Engineer:
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
         """The next variant of a structure that a model wrote and that passed, until each has had its few."""
         for candidate, judgement in judged:
-            written = candidate.operator not in ("seed", "tune", "import", "compose")
-            if not written or not isinstance(judgement.verdict, Passed):
+            if not _is_written(candidate) or not isinstance(judgement.verdict, Passed):
                 continue
             tried = sum(other.source == candidate.source for other, _ in judged) - 1
             if tried < SWEEP:
@@ -183,7 +191,7 @@ class Engineer:
         rng = random.Random(f"{self.desk.rng_seed} {number}")
         given, operators = self._subject(judged, rng)
         arm = self._arm(judged, operators)
-        used = given if arm.operator == "crossover" else given[:1]
+        used = given[: {"crossover": 2, "fuse": 0}.get(arm.operator, 1)]
         writer = next(writer for writer in self.desk.writers if writer.model.name == arm.model)
         return Attempt(number, writer, arm.operator, used, self._context(arm.operator, used, judged), rng)
 
@@ -198,9 +206,10 @@ class Engineer:
         if choice is None:
             return (), ("translate",)
         mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng)
-        if mate is None:
-            return (_pair(choice.parent),), [operator for operator in IMPROVING if operator != "crossover"]
-        return (_pair(choice.parent), _pair(mate)), IMPROVING
+        fusable = self._fusion is not None and fusion.passed(self._fusion.pair, judged)
+        possible = {"crossover": mate is not None, "fuse": fusable}
+        offered = [operator for operator in IMPROVING if possible.get(operator, True)]
+        return (_pair(choice.parent), *([_pair(mate)] if mate else [])), offered
 
     def _arm(self, judged: Sequence[Judged], operators: Sequence[Operator]) -> Arm:
         names = [w.model.name for w in self.desk.writers if w.model.name not in self._unreachable]
@@ -218,7 +227,7 @@ class Engineer:
         """Whether the last candidate is a model's, is broken, and has not been repaired too often."""
         known = {candidate.id: candidate for candidate, _ in judged}
         candidate, judgement = judged[-1]
-        if candidate.operator in ("seed", "tune", "import") or isinstance(judgement.verdict, Passed):
+        if not _is_written(candidate) or isinstance(judgement.verdict, Passed):
             return False
         # Nothing but a repair is made of a broken kernel.
         if any(candidate.id in line for line in self._on_their_way(judged)):
@@ -232,7 +241,22 @@ class Engineer:
         desk, tried = self.desk, memory.ideas(self._past, judged)
         edges = desk.archive.edges()
         shown = [Exhibit(candidate=candidate, judgement=judgement) for candidate, judgement in given]
-        return context(desk.task, desk.device, operator, shown, judged, tried, edges, desk.related)
+        found = context(desk.task, desk.device, operator, shown, judged, tried, edges, desk.related)
+        return self._with_parts(found) if operator == "fuse" and self._fusion else found
+
+    def _with_parts(self, shown: Context) -> Context:
+        """What a prompt shows of the parts to be fused."""
+        assert self._fusion is not None
+        parts = tuple(
+            PartExhibit(task=elite.task, exhibit=Exhibit(candidate=elite.candidate, judgement=elite.judgement))
+            for elite in self._fusion.elites
+        )
+        return shown.model_copy(update={"parts": parts, "glue": self._fusion.glue})
+
+
+def _is_written(candidate: Candidate) -> bool:
+    """Whether a model wrote it."""
+    return candidate.operator not in ("seed", "tune", "import") and candidate.proposer != PROPOSER
 
 
 def _pair(entry: Scored) -> Judged:

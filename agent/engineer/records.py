@@ -1,5 +1,5 @@
 """The engineer's records; their home is beside the templates that show them."""
 
-from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message, Operator, Plan
+from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message, Operator, PartExhibit, Plan
 
-__all__ = ["PARENTS", "Context", "Exhibit", "Foreign", "Idea", "Message", "Operator", "Plan"]
+__all__ = ["PARENTS", "Context", "Exhibit", "Foreign", "Idea", "Message", "Operator", "PartExhibit", "Plan"]

@@ -126,15 +126,18 @@ class Referee:
     ) -> dict[str, Any]:
         """Errors of the answers that need no kernel, on every output; in-outs are compared with what they were."""
         outputs = len(self.task.outputs)
+        answer = oracle.achieved(self.task, self.module.reference, other, workload)[:outputs]
         guesses = {
             "zeros": [torch.zeros_like(want) for want in wanted[:outputs]],
-            "a constant": [torch.full_like(want, float(want.double().mean())) for want in wanted[:outputs]],
+            # The mean of other answers: a single number would be its own.
+            "a constant": [
+                torch.full_like(want, float(known.double().mean())) for want, known in zip(wanted, answer, strict=False)
+            ],
+            "the answer to other inputs": answer,
         }
         for spec, value in zip((*self.task.inouts, *self.task.inputs), values, strict=True):
             if value.is_floating_point() and all(value.shape == want.shape for want in wanted[:outputs]):
                 guesses[f"a copy of {spec.name}"] = [value] * outputs
-        answer = oracle.achieved(self.task, self.module.reference, other, workload)
-        guesses["the answer to other inputs"] = answer[:outputs]
         unchanged = values[: len(self.task.inouts)]
         return {
             name: [oracle.distance(got, want) for got, want in zip([*guess, *unchanged], wanted, strict=True)]

@@ -14,6 +14,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -21,9 +22,21 @@ from sandbox.contract import ITEMSIZE
 from sandbox.errors import TaskError
 from sandbox.referee import batching, pytorch_file
 from sandbox.referee.batching import AXIS, Batch
-from sandbox.referee.pytorch_file import construct, encoded, moved, outputs_of, seeded
+from sandbox.referee.pytorch_file import (
+    construct,
+    encoded,
+    init_of,
+    inputs_of,
+    moved,
+    outputs_of,
+    places,
+    seeded,
+    state,
+)
 
 _STATE_SEED = 1
+_KEPT_DRAWS = 12
+"""Inputs and expected outputs, the latter in float64, that the judge holds in memory; about as many as it draws."""
 
 
 def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
@@ -33,16 +46,21 @@ def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
     weights: buffers that stay as the constructor makes them.
     """
     module = pytorch_file.load(path, path.parent)
-    init = [encoded(value) for value in module.get_init_inputs()]
+    positional, keywords = init_of(module)
+    _require_room(_promised(module), device)
     given, others = _draws(module)
+    arguments = _arguments(given)
     tensors = [value.to(device) for value in given if isinstance(value, Tensor)]
     mode, outputs, changed = _tried(module, given, device)
     model = moved(construct(module), device).train(mode == "train")
-    _require_same_shapes(model, _on(others, device), outputs)
     weights = _weights(model, changed)
     tables = _tables(model, {*changed, *dict(weights)}) if kernels else []
+    _require_room(sum(value.nbytes for value in (*tensors, *dict((*weights, *tables)).values())), device)
+    _require_same_shapes(model, _on(others, device), outputs)
     if not tensors and not weights:
         raise TaskError("get_inputs() gives no tensor and Model has no parameters; wanted something to compute with")
+    if kernels:
+        _require_nothing_hidden(module, [*dict(weights), *dict(tables)], mode, given, device)
     batch: Batch | str = "not looked for"
     if kernels:
         fixed = [i for i, value in enumerate(given) if isinstance(value, Tensor) and _is_ordered(value)]
@@ -60,9 +78,10 @@ def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
         scaled += sum(value.nbytes for value, spec in zip(outputs, results, strict=True) if _follows(spec["shape"]))
     return {
         "summary": inspect.cleandoc(module.Model.__doc__ or "").split("\n")[0],
-        "init": init,
+        "init": [encoded(value) for value in positional],
+        "keywords": {name: encoded(value) for name, value in keywords.items()},
         "mode": mode,
-        "arguments": _arguments(given),
+        "arguments": arguments,
         "inputs": inputs,
         "weights": [_spec(name, value) for name, value in (*weights, *tables)],
         "outputs": results,
@@ -82,11 +101,49 @@ def _draws(module: Any) -> list[list[Any]]:
     draws = []
     for seed in (_STATE_SEED, _STATE_SEED + 1):
         with seeded(seed):
-            draws.append(list(module.get_inputs()))
-    shapes = [[(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in draw] for draw in draws]
+            draws.append(inputs_of(module))
+    if sparse := [i for i, value in _tensors(draws[0]) if value.layout != torch.strided]:
+        raise TaskError(f"argument {sparse[0]} is {draws[0][sparse[0]].layout}; wanted a dense tensor")
+    shapes = [[(v.shape, v.dtype) if isinstance(v, Tensor) else encoded(v) for v in draw] for draw in draws]
     if shapes[0] != shapes[1]:
         raise TaskError("get_inputs() gives other shapes or constants each time; wanted one problem size")
     return draws
+
+
+def _promised(module: Any) -> int:
+    """Bytes of what get_inputs() would give, none of them taken; 0 where only drawing tells."""
+    try:
+        with torch.device("meta"):
+            given = inputs_of(module)
+    # What stands in for a tensor has no values, and a file may fail without them in any way.
+    except Exception:  # noqa: BLE001
+        return 0
+    return sum(value.nbytes for value in given if isinstance(value, Tensor))
+
+
+def _require_room(size: int, device: str) -> None:
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if size * _KEPT_DRAWS > free:
+        raise TaskError(
+            f"its inputs and weights, or its outputs in float64, take {size / 1e9:.1f} GB, of which the judge keeps "
+            f"{_KEPT_DRAWS} draws, and {free / 1e9:.1f} GB are free; wanted a smaller problem"
+        )
+
+
+def _require_nothing_hidden(module: Any, names: Sequence[str], mode: str, given: Sequence[Any], device: str) -> None:
+    """TaskError where a Model constructed under another seed, with the same tensors, answers otherwise."""
+    answers = []
+    for seed in (_STATE_SEED, _STATE_SEED + 1):
+        model = moved(construct(module, seed), device).train(mode == "train").requires_grad_(False)
+        for place, value in zip(places(model, names), places(moved(construct(module), device), names), strict=True):
+            place.data = value.data
+        with torch.no_grad():
+            answers.append(_answer(model, _on(given, device)))
+    if not _agree(*answers):
+        raise TaskError(
+            "Model holds random values beside its parameters, buffers and tensor attributes, which no kernel can know; "
+            "wanted them as buffers"
+        )
 
 
 def _require_same_shapes(model: torch.nn.Module, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> None:
@@ -128,7 +185,7 @@ def _names(module: Any, given: Sequence[Any]) -> list[str]:
 
 
 def _spec(name: str, value: Tensor, batched: bool = False) -> dict[str, Any]:
-    dtype = "uint8" if value.dtype == torch.bool else str(value.dtype).removeprefix("torch.")
+    dtype = _dtype(value)
     if dtype not in ITEMSIZE:
         raise TaskError(f"{name or 'an output'} is {dtype}, wanted one of {', '.join(ITEMSIZE)} or bool")
     if not value.numel():
@@ -136,6 +193,10 @@ def _spec(name: str, value: Tensor, batched: bool = False) -> dict[str, Any]:
     shape = [*map(str, value.shape)]
     bounds = {} if value.is_floating_point() else {"low": int(value.min()), "high": int(value.max())}
     return {"name": name, "shape": [AXIS, *shape[1:]] if batched else shape, "dtype": dtype, **bounds}
+
+
+def _dtype(value: Tensor) -> str:
+    return "uint8" if value.dtype == torch.bool else str(value.dtype).removeprefix("torch.")
 
 
 # ---------------------------------------------------------------- what the model does
@@ -146,22 +207,40 @@ def _on(given: Sequence[Any], device: str) -> list[Any]:
 
 
 def _tried(module: Any, given: Sequence[Any], device: str) -> tuple[str, tuple[Tensor, ...], frozenset[str]]:
-    """The mode in which the answer depends on inputs and weights alone, that answer, and which buffers a call changes.
+    """The mode in which the answer depends on inputs and weights alone, that answer, and which state a call changes.
 
     Train, as a model starts, is preferred to eval.
     """
     for mode in ("train", "eval"):
         model = moved(construct(module), device).train(mode == "train")
-        before = {name: value.clone() for name, value in model.named_buffers()}
+        before = {name: (value, value.clone()) for name, value in state(model)}
         arguments = _on(given, device)
         with torch.no_grad():
             first = _answer(model, arguments)
-            if _changed(given, arguments):
-                raise TaskError("Model.forward changes its inputs in place; wanted a function of them")
-            if _agree(first, _answer(model, _on(given, device))):
-                changed = (name for name, value in model.named_buffers() if not torch.equal(value, before[name]))
-                return mode, first, frozenset(changed)
+            if changed := _changed(given, arguments):
+                raise TaskError(
+                    f"Model.forward changes {', '.join(changed)} in place; wanted a function of its inputs: a copy is "
+                    "to be changed, or nothing inplace=True"
+                )
+            own = frozenset(name for name, value in state(model) if not _is_as_before(value, before.get(name)))
+            if _agree(first, _answer(model, _on(given, device))) and _is_indifferent(model, own, first, given, device):
+                return mode, first, own
     raise TaskError("Model gives other answers to the same inputs, in eval mode too; wanted a function of its inputs")
+
+
+def _is_as_before(value: Tensor, before: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether it is the same object with the same values."""
+    return before is not None and value is before[0] and torch.equal(value, before[1])
+
+
+def _is_indifferent(
+    model: torch.nn.Module, changed: frozenset[str], first: Sequence[Tensor], given: Sequence[Any], device: str
+) -> bool:
+    """Whether the answer is the same whatever the `changed` buffers hold: they are statistics, and no state."""
+    for name, value in model.named_buffers():
+        if name in changed:
+            value.data = 2 * value + 1
+    return not changed or _agree(first, _answer(model, _on(given, device)))
 
 
 def _answer(model: torch.nn.Module, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -169,8 +248,12 @@ def _answer(model: torch.nn.Module, arguments: Sequence[Any]) -> tuple[Tensor, .
     if not isinstance(result, Tensor) and not (
         isinstance(result, tuple | list) and result and all(isinstance(value, Tensor) for value in result)
     ):
-        raise TaskError(f"Model.forward returned a {type(result).__name__}; wanted a tensor or a tuple of tensors")
+        held = f" of {', '.join(type(value).__name__ for value in result)}" if isinstance(result, tuple | list) else ""
+        raise TaskError(
+            f"Model.forward returned a {type(result).__name__}{held}; wanted a tensor or a tuple of tensors"
+        )
     answers = outputs_of(result)
+    _require_room(sum(8 * value.numel() for value in answers), answers[0].device.type)
     if not all(value.numel() for value in answers):
         raise TaskError("Model.forward returns a tensor that has no elements")
     if any(bool(value.isnan().any()) for value in answers):
@@ -178,9 +261,14 @@ def _answer(model: torch.nn.Module, arguments: Sequence[Any]) -> tuple[Tensor, .
     return answers
 
 
-def _changed(given: Sequence[Any], arguments: Sequence[Any]) -> bool:
-    pairs = zip(given, arguments, strict=True)
-    return any(isinstance(old, Tensor) and not torch.equal(old, new.to(old.device)) for old, new in pairs)
+def _changed(given: Sequence[Any], arguments: Sequence[Any]) -> list[str]:
+    """The arguments that are not what was given."""
+    pairs = enumerate(zip(given, arguments, strict=True))
+    return [
+        f"argument {i}"
+        for i, (old, new) in pairs
+        if isinstance(old, Tensor) and not torch.equal(old, new.to(old.device))
+    ]
 
 
 def _agree(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
@@ -203,8 +291,12 @@ def _weights(model: torch.nn.Module, changed: frozenset[str]) -> list[tuple[str,
 
 
 def _tables(model: torch.nn.Module, others: Container[str]) -> list[tuple[str, Tensor]]:
-    """Buffers that are neither changed by a call nor weights: masks, positions, a state."""
-    return [(name, value) for name, value in model.named_buffers() if name not in others and value.dim()]
+    """Buffers and attributes that are neither changed by a call nor weights: masks, positions, a state.
+
+    What a kernel's parameter cannot hold, such as complex numbers, it has to make itself.
+    """
+    known = ((name, value) for name, value in state(model) if name not in others)
+    return [(name, value) for name, value in known if value.numel() and value.dim() and _dtype(value) in ITEMSIZE]
 
 
 def _is_rigid(value: Tensor) -> bool:

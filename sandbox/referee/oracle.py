@@ -137,9 +137,9 @@ def yardstick(own: Tensor, nearby: Tensor, wanted: Tensor, known: Scale) -> tupl
 
 
 def _error_where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> Tensor:
-    """The same where the wanted values themselves are not all finite: those are passed over."""
+    """The same where the wanted values themselves are not all finite: infinity must be met, what is no number need not."""
     got, want = got.double(), want.double()
-    if bool((~got.isfinite() & want.isfinite()).any()):
+    if bool(((~got.isfinite() & want.isfinite()) | (want.isinf() & (got != want))).any()):
         return torch.full((2,), float("inf"), dtype=torch.float64, device=got.device)
     error = torch.where(want.isfinite(), got - want, 0.0)
     finite = torch.where(want.isfinite(), want, 0.0)

@@ -56,10 +56,35 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def construct(module: ModuleType, seed: int = CONSTRUCTION_SEED) -> torch.nn.Module:
-    """A new `Model(*get_init_inputs())`."""
+    """A new Model of what get_init_inputs() gives."""
     with seeded(seed):
-        model: torch.nn.Module = module.Model(*module.get_init_inputs())
+        positional, keywords = init_of(module)
+        model: torch.nn.Module = module.Model(*positional, **keywords)
     return model
+
+
+def init_of(module: ModuleType) -> tuple[list[Any], dict[str, Any]]:
+    """get_init_inputs() as positional arguments and keywords: a list, a dict, or a list of these two.
+
+    TaskError where it is something else.
+    """
+    found = module.get_init_inputs()
+    if isinstance(found, dict):
+        return [], found
+    if not isinstance(found, list | tuple):
+        raise TaskError(f"get_init_inputs() returned a {type(found).__name__}; wanted a list of arguments")
+    match found:
+        case [[*positional], dict() as keywords] if all(isinstance(name, str) for name in keywords):
+            return positional, keywords
+    return list(found), {}
+
+
+def inputs_of(module: ModuleType) -> list[Any]:
+    """One draw of get_inputs(). TaskError where it is no list of arguments."""
+    found = module.get_inputs()
+    if not isinstance(found, list | tuple):
+        raise TaskError(f"get_inputs() returned a {type(found).__name__}; wanted a list of arguments")
+    return list(found)
 
 
 def drawn(module: ModuleType, batched: Sequence[int] = (), size: int = 0) -> list[Any]:
@@ -67,9 +92,9 @@ def drawn(module: ModuleType, batched: Sequence[int] = (), size: int = 0) -> lis
 
     Rows that one draw lacks are those of further draws, so that each is drawn as the file draws it.
     """
-    draws = [list(module.get_inputs())]
+    draws = [inputs_of(module)]
     while batched and size > len(draws) * len(draws[0][batched[0]]):
-        draws.append(list(module.get_inputs()))
+        draws.append(inputs_of(module))
     return [
         torch.cat([draw[i] for draw in draws])[:size] if i in batched else value for i, value in enumerate(draws[0])
     ]
@@ -85,21 +110,26 @@ def outputs_of(result: Any) -> tuple[Tensor, ...]:
 
 def moved(model: torch.nn.Module, device: str) -> torch.nn.Module:
     """On `device`, tensors that are plain attributes included."""
-    for part in model.to(device).modules():
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor):
-                setattr(part, name, value.to(device))
+    for part, name, value in list(_plain(model.to(device))):
+        setattr(part, name, value.to(device))
     return model
 
 
 def widened(model: torch.nn.Module) -> torch.nn.Module:
     """A copy in float64, tensors that are plain attributes included."""
     wide = copy.deepcopy(model).double()
-    for part in wide.modules():
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                setattr(part, name, value.double())
+    for part, name, value in list(_plain(wide)):
+        if value.is_floating_point():
+            setattr(part, name, value.double())
     return wide
+
+
+def _plain(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, Tensor]]:
+    """Tensors that are attributes and neither parameters nor buffers: their module and their name in it."""
+    for part in model.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                yield part, name, value
 
 
 Placed = tuple[torch.nn.Module, list[Tensor]]
@@ -178,7 +208,7 @@ class PytorchFile:
         with seeded(seed):
             given = drawn(self.module, batched, axes[self.axis] if axes else 0)
         inputs = [value.to(device) for value in given if isinstance(value, Tensor)]
-        fresh = dict(_state(construct(self.module, seed + 1)))
+        fresh = dict(state(construct(self.module, seed + 1)))
         with seeded(seed + 2):
             weights = [
                 _as_held(fresh[name].to(device)) if i in self.rigid else perturbed(fresh[name].to(device))
@@ -186,24 +216,33 @@ class PytorchFile:
             ]
             plain = [_as_held(value) for value in inputs]
             bent = [value if i in self.rigid else reshaped(value, distribution) for i, value in enumerate(plain)]
-        return [*(bent if self._bears([*bent, *weights]) else plain), *weights]
+        return [*(bent if self._bears([*bent, *weights], distribution) else plain), *weights]
 
-    def _bears(self, values: Sequence[Tensor]) -> bool:
-        """A logarithm of what has become negative would make an oracle of NaN, which nothing can be compared with."""
+    def _bears(self, values: Sequence[Tensor], distribution: str) -> bool:
+        """A logarithm of what has become negative would make an oracle of NaN, which nothing can be compared with.
+
+        Nor can positions among equal values, of which several are right.
+        """
         with torch.no_grad():
             answers = self.reference(*values)
+        if distribution == "equal_rows" and not all(answer.is_floating_point() for answer in answers):
+            return False
         return all(bool(answer.isfinite().all()) for answer in answers)
 
 
 def places(model: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Parameters and buffers by name."""
-    found = dict(_state(model))
+    """Parameters, buffers and other attributes by name."""
+    found = dict(state(model))
     return [found[name] for name in names]
 
 
-def _state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+def state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and tensors that are plain attributes, by name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
+    paths = {part: f"{path}." if path else "" for path, part in model.named_modules()}
+    for part, name, value in _plain(model):
+        yield paths[part] + name, value
 
 
 def _as_held(value: Tensor) -> Tensor:
@@ -218,18 +257,30 @@ def _as_placed(value: Tensor, place: Tensor) -> Tensor:
 
 
 def encoded(value: Any) -> Any:
-    """A constant as JSON, a tuple as an object with the one key `tuple`. TaskError where that cannot be."""
+    """A constant as JSON, a tuple as an object with the one key `tuple`, a dict with the one key `dict`.
+
+    TaskError where that cannot be.
+    """
     if isinstance(value, tuple):
         return {"tuple": [encoded(item) for item in value]}
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {"dict": {name: encoded(item) for name, item in value.items()}}
     if isinstance(value, list):
         return [encoded(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TaskError(f"got a constant of type {type(value).__name__}; wanted numbers, strings, None, lists or tuples")
+    if isinstance(value, Tensor):
+        raise TaskError("got tensors within a list, tuple or dict; wanted each as an argument of its own")
+    raise TaskError(
+        f"got an argument of type {type(value).__name__}; wanted tensors, and as constants numbers, strings, None, "
+        "lists, tuples and dicts of them"
+    )
 
 
 def decoded(value: Any) -> Any:
     """What `encoded` was given."""
+    if isinstance(value, dict) and "dict" in value:
+        return {name: decoded(item) for name, item in value["dict"].items()}
     if isinstance(value, dict):
         return tuple(decoded(item) for item in value["tuple"])
     return [decoded(item) for item in value] if isinstance(value, list) else value

@@ -45,9 +45,10 @@ class Module:
     def __init__(self, kind: type[torch.nn.Module], shape: dict[str, Any] | None, target: str) -> None:
         self.shape = shape
         init = [decoded(value) for value in shape["init"]] if shape else []
+        keywords = {name: decoded(value) for name, value in shape.get("keywords", {}).items()} if shape else {}
         torch.manual_seed(CONSTRUCTION_SEED)
         try:
-            self.instance = kind(*init).to(target).train(shape is None or shape["mode"] == "train")
+            self.instance = kind(*init, **keywords).to(target).train(shape is None or shape["mode"] == "train")
         except BuildFailure:
             raise
         except Exception as exc:
@@ -70,9 +71,11 @@ class Module:
 
 
 def decoded(value: Any) -> Any:
-    """A value that travelled as JSON, where a tuple is an object with the one key `tuple`."""
+    """A value that travelled as JSON: a tuple is an object with the one key `tuple`, a dict one with the key `dict`."""
     if isinstance(value, dict) and set(value) == {"tuple"}:
         return tuple(decoded(item) for item in value["tuple"])
+    if isinstance(value, dict):
+        return {name: decoded(item) for name, item in value["dict"].items()}
     return [decoded(item) for item in value] if isinstance(value, list) else value
 
 

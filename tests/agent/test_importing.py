@@ -184,7 +184,7 @@ def test_file_without_a_model_is_refused(tmp_path: Path, text: str, reason: str)
     ("forward", "reason"),
     [
         ("return x + torch.rand_like(x)", "other answers to the same inputs"),
-        ("return x.mul_(2)", "changes its inputs in place"),
+        ("return x.mul_(2)", "changes argument 0 in place"),
         ("return {'y': x}", "returned a dict; wanted a tensor"),
         ("return (x - 2).log()", "returns NaN"),
         ("return x.double()", "an output is float64, wanted one of"),

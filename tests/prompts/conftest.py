@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompts.records import Context, Exhibit, Foreign, Idea, Operator, Plan
+from prompts.records import Context, Exhibit, Foreign, Idea, Operator, PartExhibit, Plan
 from sandbox.contract import (
     JUDGE_VERSION,
     BuildFailed,
@@ -210,12 +210,19 @@ FOREIGN: dict[Target, Foreign] = {
 }
 
 
+def parts(target: Target) -> tuple[PartExhibit, ...]:
+    """The same task twice, as if it were two."""
+    shown = exhibit(candidate(target, "a"), passed(target)), exhibit(candidate(target, "b"), passed(target, 1.5))
+    return tuple(PartExhibit(task=task(target), exhibit=each) for each in shown)
+
+
 def context(operator: Operator, arch: str, plan: Plan | None = None) -> Context:
     device = DEVICES[arch]
     target = device.target
     first, second = candidate(target, "a"), candidate(target, "b", **{"THREADS" if target == "cuda" else "ROWS": 64})
     parents = {
         "translate": (),
+        "fuse": (),
         "repair": (exhibit(first, failed(target)),),
         "crossover": (exhibit(first, passed(target)), exhibit(second, passed(target, 1.5))),
     }.get(operator, (exhibit(first, passed(target)),))
@@ -237,6 +244,8 @@ def context(operator: Operator, arch: str, plan: Plan | None = None) -> Context:
         inspirations=(exhibit(candidate(target, "c"), None),) if operator == "rewrite" else (),
         foreign=(FOREIGN[target],) if operator in ("translate", "rewrite") else (),
         ideas=ideas if operator in ("rewrite", "edit") else (),
+        parts=parts(target) if operator == "fuse" else (),
+        glue=("`h` [N, D] goes from one part to the next.",) if operator == "fuse" else (),
         plan=plan,
         notes=f"Odd rows matter, as {hidden} shows." if operator == "simplify" else "",
     )

@@ -55,3 +55,14 @@ def test_infinity_in_the_wanted_values_excuses_no_other_element() -> None:
     got[1, 3] += 5
     got[2, 3] += 5
     assert distance(got, wanted)[0] > 0.5
+
+
+def test_infinity_must_be_met_by_infinity_of_the_same_sign() -> None:
+    wanted = rows()
+    wanted[1, 2], wanted[4, 5] = -math.inf, math.nan
+    got = wanted.float()
+    got[4, 5] = 3.0
+    assert distance(got, wanted) == (0.0, 0.0)
+    for other in (0.0, math.inf, math.nan):
+        got[1, 2] = other
+        assert distance(got, wanted) == (math.inf, math.inf)

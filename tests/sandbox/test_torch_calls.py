@@ -153,6 +153,14 @@ def test_weights_of_the_reference_become_those_of_the_module(text: str) -> None:
     torch.testing.assert_close(got, torch.relu(x @ weight.T + bias))
 
 
+def test_keywords_and_dicts_reach_the_constructor() -> None:
+    out, x, weight, bias = linear_case()
+    text = LINEAR.replace("features, shape)", "sizes, *, shape)").replace("Linear(features", "Linear(sizes['in']")
+    form = module_form(init=[{"dict": {"in": 8}}], keywords={"shape": {"tuple": [4]}})
+    got = called(text, out, x, weight, bias, module=form)[0]
+    torch.testing.assert_close(got, torch.relu(x @ weight.T + bias))
+
+
 def test_new_weights_under_the_same_pointers_are_used() -> None:
     device, arena = loaded(LINEAR, "module", module_form()), Arena(linear_case())
     call = bound(device, arena)
