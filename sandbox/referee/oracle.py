@@ -137,7 +137,7 @@ def yardstick(own: Tensor, nearby: Tensor, wanted: Tensor, known: Scale) -> tupl
 
 
 def _error_where_finite(got: Tensor, want: Tensor, norms: Tensor, peaks: Tensor) -> Tensor:
-    """The same where the wanted values themselves are not all finite: infinity must be met, what is no number need not."""
+    """The same where not all that is wanted is finite: infinity must be met, what is no number need not."""
     got, want = got.double(), want.double()
     if bool(((~got.isfinite() & want.isfinite()) | (want.isinf() & (got != want))).any()):
         return torch.full((2,), float("inf"), dtype=torch.float64, device=got.device)
