@@ -338,7 +338,7 @@ def test_archive_that_fails_in_an_attempt_stops_the_run(open_workshop: Callable[
 
 
 def test_every_operator_finds_its_way_into_the_archive(open_workshop: Callable[..., Workshop]) -> None:
-    """Kernels of two kinds, so that there is somebody to cross, and every fifth is broken; the task has no parts to fuse."""
+    """Kernels of two kinds, so that two can be crossed, and every fifth is broken; the task has no parts to fuse."""
     workshop = open_workshop(slots=3, evals=16)
     workshop.seeds = []
     workshop.author.kernel = lambda n: kernel(n).replace("for (", "#pragma omp simd\n    for (") if n % 2 else kernel(n)
