@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -219,13 +220,21 @@ def _engineer(
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
     known = prices.load()
+    deadline = time.monotonic() + config.budget.seconds - archive.run(run.id).seconds_spent
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:
-            client, price = stack.enter_context(contextlib.closing(Client(endpoint))), prices.price_of(endpoint, known)
+            client, price = (
+                stack.enter_context(contextlib.closing(Client(endpoint, deadline=deadline))),
+                prices.price_of(endpoint, known),
+            )
             asked.append(Writer(Recorded(client, archive, run.id, price), price, endpoint.max_tokens))
         if config.command:
-            asked.append(Writer(Recorded(Command(config.command), archive, run.id, prices.FREE), prices.FREE, 0))
+            asked.append(
+                Writer(
+                    Recorded(Command(config.command, deadline=deadline), archive, run.id, prices.FREE), prices.FREE, 0
+                )
+            )
         yield Engineer(
             Desk(
                 task=task,

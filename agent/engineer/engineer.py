@@ -116,14 +116,16 @@ class Engineer:
         exchanges = desk.archive.exchanges(desk.run_id)
         if reason := stopping.should_stop(judged, memory.spending(exchanges, judged), desk.budget_evals):
             raise NothingLeft(reason)
-        for _ in range(ATTEMPTS):
-            if silent := self._silent():
-                break
-            if made := self._attempt(judged):
-                return [made]
-        if tuned := Tuner(desk.task, desk.seeds, desk.device, desk.rng_seed).propose(history, 1):
-            return tuned
-        raise NothingLeft(silent or f"{ATTEMPTS} attempts in a row came to nothing, and the tuner has nothing left")
+        silent = ""
+        while not silent:
+            for _ in range(ATTEMPTS):
+                if silent := self._silent():
+                    break
+                if made := self._attempt(judged):
+                    return [made]
+            if tuned := Tuner(desk.task, desk.seeds, desk.device, desk.rng_seed).propose(history, 1):
+                return tuned
+        raise NothingLeft(f"{silent}, and the tuner has nothing left")
 
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
         """The next variant of a structure that a model wrote and that passed, until each has had its few."""
@@ -260,7 +262,7 @@ class Engineer:
             task=desk.task.name,
             target=desk.task.target,
             source=source,
-            tunables=plan.settle(own, _kept(own, attempt.parents)),
+            tunables=plan.settle(own, self._kept(own, attempt.parents)),
             parents=tuple(parent.id for parent, _ in attempt.parents),
             operator=_RECORDED_AS.get(attempt.operator, "propose"),
             proposer=attempt.writer.model.name,
@@ -273,6 +275,18 @@ class Engineer:
             model.made(candidate.id)
         return candidate
 
+    def _kept(self, own: plan.Plan, given: Sequence[Judged]) -> dict[str, int]:
+        """The parent's values of those tunables that the child has left as they were in its text."""
+        if not given or given[0][0].form != "kernel":
+            return {}
+        before, written = given[0][0].tunables, plan.parse(given[0][0].source, self.desk.task).tunables
+        defaults = {tunable.name: tunable.default for tunable in written}
+        return {
+            t.name: before[t.name]
+            for t in own.tunables
+            if t.default == defaults.get(t.name) and before.get(t.name) in t.choices
+        }
+
     def _mark(self, candidate: Candidate) -> str:
         try:
             return fingerprint(candidate, plan.parse(candidate.source, self.desk.task), candidate.tunables)
@@ -282,7 +296,7 @@ class Engineer:
     # ------------------------------------------------------------ asking
 
     def _ask(self, attempt: _Attempt, purpose: str, messages: Sequence[Message], asked: list[Recorded]) -> Reply:
-        """The reply, on record and paid for. NothingLeft where it would cost too much."""
+        """The reply, on record and paid for. NothingLeft where it would cost too much, or came too late."""
         desk, writer = self.desk, attempt.writer
         held = desk.ledger.reserve(reserve(messages, writer.max_tokens, writer.price))
         if isinstance(held, OverCap):
@@ -294,16 +308,19 @@ class Engineer:
         asked.append(model)
         if isinstance(answer, Reply):
             return answer
-        if answer.kind in ("unauthorised", "bad request"):
+        if answer.kind == "out of time":
+            raise NothingLeft(f"budget spent: {answer.reason}")
+        if answer.kind in ("unauthorised", "bad request") or (
+            answer.kind == "too long" and not self._has_replied(writer)
+        ):
             self._unreachable[writer.model.name] = f"{answer.kind}: {answer.reason}"
         raise _InVain(purpose, f"{answer.kind}: {answer.reason}")
+
+    def _has_replied(self, writer: Writer) -> bool:
+        """Whether some prompt of this run was short enough for the model."""
+        exchanges = self.desk.archive.exchanges(self.desk.run_id)
+        return any(exchange.model == writer.model.name and exchange.reply is not None for exchange in exchanges)
 
 
 def _pair(entry: Scored) -> Judged:
     return entry.candidate, entry.judgement
-
-
-def _kept(own: plan.Plan, given: Sequence[Judged]) -> dict[str, int]:
-    """The parent's values of those tunables that the child still has."""
-    before = given[0][0].tunables if given else {}
-    return {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices}

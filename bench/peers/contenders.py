@@ -28,6 +28,7 @@ from agent.steps import Clients, Composition, JudgeLike
 from archive import Archive, Run
 from bench.peers.family import Family
 from bench.peers.session import Evaluate, Session, serving
+from sandbox import plan
 from sandbox.contract import Candidate, Task
 
 REMOTE = Path(__file__).parent / "remote"
@@ -77,10 +78,12 @@ Search = Callable[[Session, Arena, int, Path], None]
 def ours(session: Session, arena: Arena, seed: int, folder: Path, patience: int | None = None) -> None:
     """The engineer as `run --model` has it, from one seed kernel; `patience` is what it takes for its budget."""
     task, judge = arena.task, arena.judge(session)
+    source = session.family.text(session.family.start)
     first = Candidate(
         task=task.name,
         target=task.target,
-        source=session.family.text(session.family.start),
+        source=source,
+        tunables=plan.settle(plan.parse(source, task), {}),
         operator="seed",
         proposer="bench",
         note="seed",
