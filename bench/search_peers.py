@@ -4,9 +4,9 @@
     python -m bench.search_peers --real [--others VENV/bin/python] [--evals 16] [--seeds 10]
 
 `--others` is a Python with openevolve and shinka-evolve, which are no dependencies of ours; whoever is not there is
-passed over. A search on a made-up landscape costs nothing but its own work: there the policies compare, and how long it
-takes to propose. `--real` is LayerNorm on this machine's CPU, compiled and judged by our judge. Not covered: prompts, and
-whatever a model makes of them: the engineer reads nothing but the kernels.
+passed over. A search on a made-up landscape costs nothing but its own work: there the policies compare, and how long
+it takes to propose. `--real` is LayerNorm on this machine's CPU, compiled and judged by our judge. Not covered:
+prompts, and whatever a model makes of them: the engineer reads nothing but the kernels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Searched(BaseModel):
     contender: str
     seed: int
     best: list[float]
-    """Speedup of the fastest kernel so far after each evaluation, as measured where nobody knows it better; 0 for none."""
+    """Speedup of the fastest kernel so far after each evaluation, without noise where it is known; 0 for none."""
     failed: int
     """Evaluations that did not pass."""
     requests: int
@@ -256,39 +256,41 @@ def section(setting: Setting, report: Report) -> list[str]:
 
 
 def notes(setting: Setting, options: argparse.Namespace) -> list[str]:
-    common = f"budget: {options.evals} evaluations, the first kernel's included; {options.seeds} seeds, from {options.first_seed} on"
+    common = f"budget: {options.evals} evaluations, the first kernel's among them; {options.seeds} seeds from "
+    common += f"{options.first_seed} on"
     if setting == "made up":
         return [
             f"{common}; each seed is a landscape of its own, the same for all",
-            "speedups are over the first kernel and without the noise that the contenders see (1 %)",
-            "an evaluation takes no time, so evaluations a minute are what proposing and bookkeeping leave, start included",
+            "speedups are over the first kernel, without the noise of 1 % that the contenders see",
+            "an evaluation takes no time: evaluations a minute show what proposing, bookkeeping and starting cost",
+            f"{OURS} stops where it stands still, as by default; the rows below it go on",
+            "where the knobs are not declared, our tuner has nothing to do: nobody else has one",
         ]
     return [
-        f"{common}; one kernel at the start, of one thread with plain loops",
-        f"LayerNorm {layernorm.AXES}, speedups over eager as measured in the search; the last column but the counts is the fastest "
-        "kernel measured again, on fresh data by more rounds",
-        "every search has a judge of its own with an empty cache of builds; it is there before the clock starts",
+        f"{common}; the first kernel is one thread with plain loops",
+        f"LayerNorm with {layernorm.AXES}; speedups over eager as measured in the search, then of the fastest kernel "
+        "of each search, measured again on fresh data by more rounds",
+        "every search has a judge of its own with an empty cache of builds; starting it is not counted",
     ]
+
+
+HEADER = """\
+# Searches side by side
+
+One scripted engineer behind one HTTP server proposes for every contender. Of the kernel it is shown it turns a knob
+(40 %), exchanges a part (35 %) or two (10 %), breaks it (10 %) or leaves it as it is (5 %); a crossover mixes the two
+kernels shown. It reads no verdicts and no advice: this compares policies, not prompts.
+
+- geometric means over seeds, in brackets 95 % t intervals; ours ÷ it: paired by seed, above 1 ours is ahead
+- asked: requests to the engineer in one search; ours asks for plans too, and refuses twins before they are judged
+- one evaluation and one proposal at a time, for all
+"""
 
 
 def markdown(reports: Mapping[Setting, Report]) -> str:
-    settings = "; ".join(f"{name}: `{json.dumps(given)}`" for name, given in SETTINGS.items())
-    lines = [
-        "# Searches side by side",
-        "",
-        "One scripted engineer behind one HTTP server proposes for every contender: it takes the kernel that it is shown and turns",
-        "a knob (40 %), exchanges a part (35 %) or two (10 %), breaks it (10 %) or leaves it as it is (5 %); a crossover mixes the two",
-        "kernels shown. It reads no verdicts and no advice. So this compares policies, not prompts.",
-        "",
-        "- geometric means over seeds, in brackets 95 % t intervals; ours ÷ it: paired by seed, above 1 ours is ahead",
-        "- asked: requests to the engineer for one search; ours asks for a plan first and refuses twins before they cost an evaluation",
-        f"- settings of the others that are not their defaults: {settings}. One evaluation and one proposal at a time for all.",
-        "",
-    ]
-    for setting in TITLES:
-        if setting in reports:
-            lines += section(setting, reports[setting])
-    return "\n".join(lines)
+    settings = [f"- {name}, other than by default: `{json.dumps(given)}`" for name, given in SETTINGS.items()]
+    sections = [line for setting in TITLES if setting in reports for line in section(setting, reports[setting])]
+    return HEADER + "\n".join([*settings, "", *sections])
 
 
 def write(setting: Setting, report: Report, folder: Path) -> None:

@@ -1,9 +1,9 @@
 """A language model as the proposer: it plans one change of one kernel, then writes it.
 
-Each accepted structure gets a short sweep of its tunables before the next is asked for. What earlier attempts came to
-is read off the archive, so that a resumed run goes on where it stood. A reply that is no new kernel costs an attempt
-and is reported in one line. Not covered: how a model is reached (models), what prompts say (prompts), whether a kernel
-is any good (the judge).
+A structure that has become the fastest gets a short sweep of its tunables before the next is asked for. What earlier
+attempts came to is read off the archive, so that a resumed run goes on where it stood. A reply that is no new kernel
+costs an attempt and is reported in one line. Not covered: how a model is reached (models), what prompts say (prompts),
+whether a kernel is any good (the judge).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.engineer.bandit import Arm
 from agent.engineer.niches import elites
 from agent.engineer.records import Context, Exhibit, Message, Operator, Plan
 from agent.engineer.reply import Unusable, read_plan, read_source
-from agent.engineer.scores import Scored
+from agent.engineer.scores import Scored, best, scored
 from agent.models.endpoint import Reply
 from agent.models.ledger import Ledger, OverCap
 from agent.models.prices import Price, cost, reserve
@@ -37,8 +37,8 @@ ATTEMPTS = 4
 """In a row for one evaluation; then the tuner has a turn."""
 GIVE_UP = 24
 """Requests in a row that came to nothing, after which no model is asked again."""
-SWEEP = 4
-"""Variants of an accepted structure that the tuner tries."""
+SWEEP = 2
+"""Variants that the tuner tries of a structure that has become the fastest."""
 REPAIRS = 2
 """Repairs of a repair."""
 INSPIRATIONS = 2
@@ -128,17 +128,14 @@ class Engineer:
         raise NothingLeft(f"{silent}, and the tuner has nothing left")
 
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
-        """The next variant of a structure that a model wrote and that passed, until each has had its few."""
-        for candidate, judgement in judged:
-            written = candidate.operator not in ("seed", "tune", "import", "compose")
-            if not written or not isinstance(judgement.verdict, Passed):
-                continue
-            tried = sum(other.source == candidate.source for other, _ in judged) - 1
-            if tried < SWEEP:
-                tuner = Tuner(self.desk.task, [candidate], self.desk.device, self.desk.rng_seed)
-                if variants := tuner.propose(history, 1):
-                    return variants
-        return []
+        """The next variant of the structure that leads, where a model wrote it, until it has had its few."""
+        leader = best(scored(judged))
+        if leader is None:
+            return []
+        own = [candidate for candidate, _ in judged if candidate.source == leader.candidate.source]
+        if own[0].operator in ("seed", "tune", "import", "compose") or len(own) > SWEEP:
+            return []
+        return Tuner(self.desk.task, own[:1], self.desk.device, self.desk.rng_seed).propose(history, 1)
 
     def _silent(self) -> str:
         """Why no model is asked any more; empty while one is."""

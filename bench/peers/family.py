@@ -37,7 +37,7 @@ class Genome:
 
 @dataclass(frozen=True)
 class Family:
-    """Every kernel that the parts and knobs can make. In `template`, @NAME stands for a part and @knobs for the knobs."""
+    """Every kernel that the parts and knobs can make. In `template`, @NAME stands for a part, @knobs for all knobs."""
 
     template: str
     parts: Mapping[str, Mapping[str, str]]
@@ -63,7 +63,7 @@ class Family:
         return Genome(parts, {name: knobs[name] for name in self.knobs}, FLAW in text)
 
     def edits(self, before: Genome, after: Genome) -> list[tuple[str, str]]:
-        """Lines of the one kernel's text and what stands there in the other's; a line for itself where they are equal."""
+        """Lines of the one kernel's text and what is there in the other's; a line for itself where they are equal."""
         changed = [
             (self._part(name, option), self._part(name, after.parts[name]))
             for name, option in before.parts.items()

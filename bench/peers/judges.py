@@ -23,7 +23,7 @@ from sandbox.judge import Judge
 
 
 class Scripted:
-    """Verdicts of a landscape in the form that our search wants; a confirmation repeats the verdict and costs nothing."""
+    """Verdicts of a landscape in the form that our search wants; a confirmation repeats the verdict at no cost."""
 
     def __init__(self, session: Session, device: Device) -> None:
         self.session, self.device = session, device

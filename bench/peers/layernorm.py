@@ -92,7 +92,9 @@ _PARTS = {
 """,
     },
     "affine": {
-        "in_double": "        auto normal = [=](float v, float w, float b) { return float((v - mean) * rstd) * w + b; };",
+        "in_double": """
+        auto normal = [=](float v, float w, float b) { return float((v - mean) * rstd) * w + b; };
+""",
         "in_float": """
         const float centre = float(mean), residue = float(mean - centre), scale = float(rstd);
         auto normal = [=](float v, float w, float b) { return ((v - centre) - residue) * scale * w + b; };

@@ -1,8 +1,8 @@
 """The scripted engineer: reads a kernel out of a prompt, changes it at random, answers in the form that is asked for.
 
-It does not read verdicts, advice or lists of failed ideas, whoever asks; of a prompt it takes the parent, a second parent
-where a crossover is asked for, a plan where there is one, and the form of the answer. So contenders differ only in
-whom they show and in what they do with the answer. Not covered: anything that a model which understands would do better.
+It does not read verdicts, advice or lists of failed ideas, whoever asks; of a prompt it takes the parent, a second
+parent where a crossover is asked for, a plan where there is one, and the form of the answer. So contenders differ only
+in whom they show and in what they do with the answer. Not covered: whatever a model that understands does better.
 """
 
 from __future__ import annotations

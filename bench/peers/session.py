@@ -1,4 +1,4 @@
-"""One search by one contender: a server that is both the language model and the evaluator, and the log of what it judged.
+"""One search by one contender: a server that is both the language model and the evaluator, and the log of both.
 
 `POST /v1/chat/completions` speaks OpenAI's protocol and asks the scripted engineer; `POST /evaluate` takes a source and
 gives its verdict. Every evaluation is logged here, whoever keeps what of it. Not covered: the contenders.
