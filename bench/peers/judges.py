@@ -88,8 +88,8 @@ class Real:
         )
 
     def measured_again(self, source: str, tunables: Mapping[str, int]) -> float | None:
-        """The speedup over eager on fresh data, by more rounds than a search has; None if it fails this time."""
-        return _over_eager(self._judge.confirm(self._task, self.candidate(source, tunables)))
+        """The speedup over eager; None if it fails this time. The first measurement of a winner flatters it."""
+        return _over_eager(self._judge.judge(self._task, self.candidate(source, tunables)))
 
     def of(self, session: Session) -> Logged:
         return Logged(self, session)

@@ -10,7 +10,7 @@ from agent import tasks
 from bench.peers.family import Family, Genome
 from sandbox.contract import Task
 
-AXES = {"N": 1024, "D": 1024}
+AXES = {"N": 256, "D": 1024}
 """Of the one workload that is timed."""
 
 _TEMPLATE = """\
