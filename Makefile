@@ -1,6 +1,6 @@
 # make run TASK=attention [TARGET=auto|cuda|cpu] [ARGS="--budget-evals 40"]   search for kernels
 # make test                                                                   everything that needs no GPU and no Docker
-# make test-llm                                                               a run with a tiny language model on this machine
+# make test-llm                                                               a search with a tiny language model on this machine
 # make check                                                                  format, lint, types, layers
 PYTHON ?= python3
 VENV := .venv
