@@ -352,7 +352,7 @@ def main() -> None:
         found.append(search)
         say(f"seed {search.seed}, {search.contender}: {final(search, options.evals):.2f} in {search.seconds:.1f} s")
     versions = {name: version_there(options.others, PACKAGES[name]) for name in field if name in PACKAGES}
-    command = " ".join(["python -m bench.search_peers", *_without_path(sys.argv[1:])])
+    command = " ".join(["python -m bench.search_peers", *_without_paths(sys.argv[1:])])
     report = Report(
         command=command,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -366,9 +366,10 @@ def main() -> None:
     write(setting, report, options.out)
 
 
-def _without_path(given: Sequence[str]) -> list[str]:
-    """The place of the others' Python says nothing to anybody else."""
-    return [given[i] if i == 0 or given[i - 1] != "--others" else "PYTHON" for i in range(len(given))]
+def _without_paths(given: Sequence[str]) -> list[str]:
+    """Places on this machine say nothing to anybody else."""
+    own = {"--others": "PYTHON", "--out": "FOLDER"}
+    return [own.get(before, argument) for before, argument in zip(["", *given], given)]
 
 
 def say(text: str) -> None:

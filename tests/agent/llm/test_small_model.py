@@ -91,7 +91,7 @@ def test_replies_of_a_tiny_model_cost_attempts_and_nothing_else(tmp_path: Path, 
 def test_endless_reply_ends_with_the_search(tmp_path: Path, serve: Callable) -> None:
     """As one would call it, with room for 16,384 tokens of a reply."""
     with serve(8192) as server:
-        outcome, said = run(tmp_path, 60, "--model", "smollm2", "--base-url", server.url)
+        outcome, said = run(tmp_path, 120, "--model", "smollm2", "--base-url", server.url)
         assert check(tmp_path, outcome, said)
 
 
