@@ -369,7 +369,7 @@ def main() -> None:
 def _without_paths(given: Sequence[str]) -> list[str]:
     """Places on this machine say nothing to anybody else."""
     own = {"--others": "PYTHON", "--out": "FOLDER"}
-    return [own.get(before, argument) for before, argument in zip(["", *given], given)]
+    return [own.get(before, argument) for before, argument in zip(["", *given], given, strict=False)]
 
 
 def say(text: str) -> None:

@@ -33,14 +33,14 @@ max_tokens = 300
 """
 
 
-def run(tmp_path: Path, seconds: int, *given: str) -> tuple[dict[str, object], str]:
+def run(tmp_path: Path, evals: int, seconds: int, *given: str) -> tuple[dict[str, object], str]:
     """What the run printed as JSON, and what it said."""
     command = [sys.executable, "-m", "agent", "run", "--task", "layernorm", "--target", "cpu", "--sandbox", "local"]
-    command += ["--json", "--budget-evals", str(EVALS), "--budget-seconds", str(seconds), *given]
+    command += ["--json", "--budget-evals", str(evals), "--budget-seconds", str(seconds), *given]
     places = ["--archive", str(tmp_path / "a.db"), "--out", str(tmp_path / "out")]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [*command, *places], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=seconds + 300, check=False
+        [*command, *places], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=seconds + 600, check=False
     )
     print(done.stderr)
     assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def check(tmp_path: Path, outcome: dict[str, object], said: str) -> Sequence[Exc
     """The run is finished, the archive agrees with what was printed, and every reply in vain has its line."""
     found, judged, exchanges = kept(tmp_path)
     assert (outcome["status"], outcome["proposer"], found.status) == ("finished", "engineer", "finished")
-    assert outcome["evals"] == len(judged) <= EVALS
+    assert outcome["evals"] == len(judged)
     assert outcome["ok"] is True
     assert len(LINE.findall(said)) == in_vain(exchanges)
     return exchanges
@@ -82,7 +82,7 @@ def check(tmp_path: Path, outcome: dict[str, object], said: str) -> Sequence[Exc
 def test_replies_of_a_tiny_model_cost_attempts_and_nothing_else(tmp_path: Path, serve: Callable) -> None:
     with serve(8192) as server:
         (tmp_path / "warpsmith.toml").write_text(MODEL.format(url=server.url))
-        outcome, said = run(tmp_path, 300)
+        outcome, said = run(tmp_path, EVALS, 420)
         exchanges = check(tmp_path, outcome, said)
         assert exchanges
         assert server.answered() >= sum(exchange.reply is not None for exchange in exchanges)
@@ -91,17 +91,17 @@ def test_replies_of_a_tiny_model_cost_attempts_and_nothing_else(tmp_path: Path, 
 def test_endless_reply_ends_with_the_search(tmp_path: Path, serve: Callable) -> None:
     """As one would call it, with room for 16,384 tokens of a reply."""
     with serve(8192) as server:
-        outcome, said = run(tmp_path, 120, "--model", "smollm2", "--base-url", server.url)
+        outcome, said = run(tmp_path, EVALS, 180, "--model", "smollm2", "--base-url", server.url)
         assert check(tmp_path, outcome, said)
 
 
 def test_context_that_is_too_small_is_said_in_one_line(tmp_path: Path, serve: Callable) -> None:
     with serve(2048) as server:
-        outcome, said = run(tmp_path, 300, "--model", "smollm2", "--base-url", server.url)
+        outcome, said = run(tmp_path, 4, 1800, "--model", "smollm2", "--base-url", server.url)
         (exchange,) = check(tmp_path, outcome, said)
     assert exchange.failure is not None
     assert Failed.model_validate_json(exchange.failure).kind == "too long"
     (line,) = LINE.findall(said)
     assert "the prompt does not fit into the model's context" in line
     assert "2048 tokens" in line
-    assert outcome["evals"] == EVALS
+    assert outcome["evals"] == 4, "the tuner goes on"
