@@ -66,6 +66,14 @@ time.sleep(600)
     pytest.fail("the program's child is still there")
 
 
+@pytest.mark.parametrize("left_s", [-1.0, 0.5])
+def test_program_is_waited_for_no_longer_than_the_search_lasts(tmp_path: Path, left_s: float) -> None:
+    command = Command(script(tmp_path, "import time; time.sleep(600)"), deadline=time.monotonic() + left_s)
+    answer = command.complete(ASKED)
+    assert isinstance(answer, Failed)
+    assert answer.kind == "out of time"
+
+
 def test_program_that_does_not_exist_is_said_so() -> None:
     answer = Command("/no/such/program --flag").complete(ASKED)
     assert isinstance(answer, Failed)
