@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -27,7 +27,7 @@ from agent.models.recording import Recorded
 from agent.steps import Clients, Composition, JudgeLike
 from archive import Archive, Run
 from bench.peers.family import Family
-from bench.peers.session import Evaluate, Session, serving
+from bench.peers.session import Evaluate, Kernel, Session, serving
 from sandbox import plan
 from sandbox.contract import Candidate, Task
 
@@ -65,8 +65,8 @@ class Arena:
     evaluate: Evaluate
     judge: Callable[[Session], JudgeLike]
     """The session's evaluations as a judge for our own search."""
-    again: Callable[[str, Mapping[str, int]], float | None] | None = None
-    """Measures a kernel once more, where measuring is in doubt."""
+    faster_by: Callable[[Kernel, Kernel], float] | None = None
+    """The second kernel's time over the first one's, side by side; where times are not known without noise."""
 
 
 Search = Callable[[Session, Arena, int, Path], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from archive.records import utc_now
-from bench.peers.session import Outcome, Session
+from bench.peers.session import Kernel, Outcome, Session
 from sandbox.contract import (
     BuildFailed,
     Candidate,
@@ -20,6 +20,9 @@ from sandbox.contract import (
     Verdict,
 )
 from sandbox.judge import Judge
+
+ROUNDS = 12
+"""Of a duel."""
 
 
 class Scripted:
@@ -87,9 +90,10 @@ class Real:
             proposer="bench",
         )
 
-    def measured_again(self, source: str, tunables: Mapping[str, int]) -> float | None:
-        """The speedup over eager; None if it fails this time. The first measurement of a winner flatters it."""
-        return _over_eager(self._judge.judge(self._task, self.candidate(source, tunables)))
+    def faster_by(self, one: Kernel, other: Kernel) -> float:
+        """The other's time over the one's, measured side by side."""
+        duel = self._judge.duel(self._task, self.candidate(*one), self.candidate(*other), rounds=ROUNDS)
+        return duel.interval.ratio
 
     def of(self, session: Session) -> Logged:
         return Logged(self, session)
@@ -100,7 +104,7 @@ class Real:
 
 
 class Logged:
-    """Our judge as our search wants it. Winners are not confirmed within the search: the bench measures them again."""
+    """Our judge as our search wants it. Winners are not confirmed within the search: the bench lets them duel."""
 
     def __init__(self, real: Real, session: Session) -> None:
         self.device = real.device

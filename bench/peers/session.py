@@ -39,8 +39,9 @@ class Entry(BaseModel):
     outcome: Outcome
 
 
+Kernel = tuple[str, Mapping[str, int]]
+"""A source, and values that its tunables have instead of their defaults."""
 Evaluate = Callable[[str, Mapping[str, int]], Outcome]
-"""Of a source and of values that its tunables have instead of their defaults."""
 
 
 class Session:
@@ -51,8 +52,8 @@ class Session:
         self.budget = budget
         self.requests = 0
         self.log: list[Entry] = []
-        self.kernels: list[tuple[str, dict[str, int]]] = []
-        """What was evaluated: sources with their tunables, in the order of the log."""
+        self.kernels: list[Kernel] = []
+        """What was evaluated, in the order of the log."""
         self.spent = threading.Event()
         """Set once the budget is."""
         self._evaluate = evaluate
