@@ -6,10 +6,12 @@ other programs run with their own defaults except for SETTINGS. Not covered: wha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -214,9 +216,11 @@ def _until_spent(session: Session, command: list[str | Path], folder: Path, addr
         process = subprocess.Popen(
             command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, cwd=folder, env=env, start_new_session=True
         )
-        waited = 0.0
-        while process.poll() is None and waited < LIMIT_S and not session.spent.wait(0.05):
-            waited += 0.05
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        late = time.monotonic() + LIMIT_S
+        try:
+            while process.poll() is None and time.monotonic() < late and not session.spent.wait(0.05):
+                pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
