@@ -175,7 +175,11 @@ def real_searches(options: argparse.Namespace, field: Mapping[str, Search]) -> I
                 session = Session(family, seed, arena.evaluate, options.evals)
                 found = searched(name, search, session, arena, seed)
                 winners[name] = fastest(session)
-                ahead = arena.faster_by(winners[OURS], winners[name]) if arena.faster_by and name != OURS else None
+                ahead = (
+                    arena.faster_by(winners[OURS], winners[name])
+                    if arena.faster_by and OURS in winners and name != OURS
+                    else None
+                )
                 yield found.model_copy(update={"ahead": ahead})
 
 

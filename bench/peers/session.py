@@ -6,6 +6,7 @@ gives its verdict. Every evaluation is logged here, whoever keeps what of it. No
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -85,17 +86,24 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        length = int(self.headers["content-length"])
+        body = self.rfile.read(length)
+        if len(body) < length:
+            # The program was ended while it asked.
+            self.close_connection = True
+            return
+        asked = json.loads(body)
         if self.path == "/evaluate":
-            body = self.server.session.judge(asked["source"]).model_dump()
+            made = self.server.session.judge(asked["source"]).model_dump()
         else:
-            body = _completion(asked, self.server.session.complete(asked["messages"]))
-        content = json.dumps(body).encode()
+            made = _completion(asked, self.server.session.complete(asked["messages"]))
+        content = json.dumps(made).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
