@@ -277,7 +277,7 @@ def notes(setting: Setting, options: argparse.Namespace) -> list[str]:
         ]
     return [
         f"{common}; the first kernel is one thread with plain loops",
-        f"LayerNorm with N = {layernorm.AXES['N']}, D = {layernorm.AXES['D']}; speedups are over eager, as measured in the search: others who use the "
+        f"LayerNorm with {layernorm.AXES}; speedups are over eager, as measured in the search: others who use the "
         "machine are in them, and the best of several measurements flatters",
         "ours ÷ it: the fastest kernels of both searches in a duel, rounds side by side",
         "one judge for all: a text that was built before is not built again, whoever wrote it",
