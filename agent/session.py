@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -314,16 +315,17 @@ def _engineer(
     from agent.models.recording import Recorded
 
     _refuse_doubled(writers(config))
+    deadline = time.monotonic() + config.budget.seconds - archive.run(run.id).seconds_spent
     plan = Shape(name="plan", schema_=plan_schema())
     with contextlib.ExitStack() as stack:
         asked = []
         for endpoint in config.models:
-            client = stack.enter_context(contextlib.closing(Client(endpoint)))
+            client = stack.enter_context(contextlib.closing(Client(endpoint, deadline=deadline)))
             model = Recorded(client, archive, run.id, endpoint.price)
             planner = Recorded(Shaped(client, plan), archive, run.id, endpoint.price)
             asked.append(Writer(model, endpoint.price, endpoint.max_tokens, planner))
         if config.command:
-            command = stack.enter_context(contextlib.closing(Command(config.command)))
+            command = stack.enter_context(contextlib.closing(Command(config.command, deadline=deadline)))
             asked.append(Writer(Recorded(command, archive, run.id, prices.FREE), prices.FREE, 0))
         desk = Desk(
             task=task,

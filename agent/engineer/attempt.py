@@ -200,8 +200,18 @@ def _ask(desk: Desk, attempt: Attempt, purpose: str, messages: Sequence[Message]
         desk.ledger.settle(held, usd)
     if isinstance(answer, Reply):
         return answer
-    refused = answer.kind in ("unauthorised", "bad request")
+    if answer.kind == "out of time":
+        raise _OverBudget(f"budget spent: {answer.reason}")
+    refused = answer.kind in ("unauthorised", "bad request") or (
+        answer.kind == "too long" and not _has_replied(desk, writer)
+    )
     raise _InVain(purpose, f"{answer.kind}: {answer.reason}", for_good=refused)
+
+
+def _has_replied(desk: Desk, writer: Writer) -> bool:
+    """Whether some prompt of this run was short enough for the model."""
+    exchanges = desk.archive.exchanges(desk.run_id)
+    return any(exchange.model == writer.model.name and exchange.reply is not None for exchange in exchanges)
 
 
 # ---------------------------------------------------------------- the candidate
@@ -230,11 +240,21 @@ def _lineage(attempt: Attempt, context: Context) -> tuple[str, ...]:
 def tunables_of(
     source: str, task: Task, parent: Candidate | None, chosen: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The source's defaults, the parent's values of those tunables that it still has, and those `chosen`."""
+    """The source's defaults, the parent's values where it has left a default alone, and those `chosen`."""
     own = plan.parse(source, task)
-    before = parent.tunables if parent else {}
-    kept = {t.name: before[t.name] for t in own.tunables if before.get(t.name) in t.choices}
-    return plan.settle(own, kept | dict(chosen or {}))
+    return plan.settle(own, _kept(own, task, parent) | dict(chosen or {}))
+
+
+def _kept(own: plan.Plan, task: Task, parent: Candidate | None) -> dict[str, int]:
+    if parent is None or parent.form != "kernel":
+        return {}
+    before, written = parent.tunables, plan.parse(parent.source, task).tunables
+    defaults = {tunable.name: tunable.default for tunable in written}
+    return {
+        t.name: before[t.name]
+        for t in own.tunables
+        if t.default == defaults.get(t.name) and before.get(t.name) in t.choices
+    }
 
 
 def _keep(desk: Desk, attempt: Attempt, candidate: Candidate, asked: Sequence[Recorded]) -> None:

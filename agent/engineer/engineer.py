@@ -1,8 +1,8 @@
 """Language models as the proposer: whom they improve next, and how, while the judge is busy with what they wrote.
 
-Each accepted structure gets a short sweep of its tunables. What earlier attempts came to is read off the archive, so
-that a resumed run goes on where it stood: a candidate that was written and not judged yet is judged first. Not covered:
-what an attempt does (attempt), whether a kernel is any good (the judge).
+A structure that has become the fastest gets a short sweep of its tunables. What earlier attempts came to is read off
+the archive, so that a resumed run goes on where it stood: a candidate that was written and not judged yet is judged
+first. Not covered: what an attempt does (attempt), whether a kernel is any good (the judge).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
 from agent.engineer.contexts import context
 from agent.engineer.records import Context, Exhibit, Operator, PartExhibit
-from agent.engineer.scores import Scored
+from agent.engineer.scores import Scored, best, scored
 from agent.engineer.slots import Slots
 from agent.fusion import Fusion
 from agent.pair import PROPOSER
@@ -37,8 +37,8 @@ ATTEMPTS = 4
 """In a row for one evaluation; then the tuner has a turn."""
 GIVE_UP = 24
 """Requests in a row that came to nothing, after which no model is asked again."""
-SWEEP = 4
-"""Variants of an accepted structure that the tuner tries."""
+SWEEP = 2
+"""Variants that the tuner tries of a structure that has become the fastest."""
 REPAIRS = 2
 """Repairs of a repair."""
 IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify", "fuse")
@@ -95,14 +95,15 @@ class Engineer:
             self._fill(judged)
         if self._room(judged) and (swept := self._sweep(judged, history)):
             return swept
-        if made := self._made(judged, until):
-            return [made]
-        if reason := self._enough(judged):
-            raise NothingLeft(reason)
-        if tuned := Tuner(desk.task, desk.seeds, desk.device, desk.rng_seed).propose(history, 1):
-            return tuned
-        in_vain = f"{ATTEMPTS} attempts in a row came to nothing, and the tuner has nothing left"
-        raise NothingLeft(self._silent() or in_vain)
+        while True:
+            if made := self._made(judged, until):
+                return [made]
+            if reason := self._enough(judged):
+                raise NothingLeft(reason)
+            if tuned := Tuner(desk.task, desk.seeds, desk.device, desk.rng_seed).propose(history, 1):
+                return tuned
+            if silent := self._silent():
+                raise NothingLeft(f"{silent}, and the tuner has nothing left")
 
     # ------------------------------------------------------------ slots
 
@@ -172,16 +173,14 @@ class Engineer:
         return f"the last {in_vain} replies came to no new kernel" if in_vain >= GIVE_UP else ""
 
     def _sweep(self, judged: Sequence[Judged], history: History) -> list[Candidate]:
-        """The next variant of a structure that a model wrote and that passed, until each has had its few."""
-        for candidate, judgement in judged:
-            if not _is_written(candidate) or not isinstance(judgement.verdict, Passed):
-                continue
-            tried = sum(other.source == candidate.source for other, _ in judged) - 1
-            if tried < SWEEP:
-                tuner = Tuner(self.desk.task, [candidate], self.desk.device, self.desk.rng_seed)
-                if variants := tuner.propose(history, 1):
-                    return variants
-        return []
+        """The next variant of the structure that leads, where a model wrote it, until it has had its few."""
+        leader = best(scored(judged))
+        if leader is None:
+            return []
+        own = [candidate for candidate, _ in judged if candidate.source == leader.candidate.source]
+        if not _is_written(own[0]) or len(own) > SWEEP:
+            return []
+        return Tuner(self.desk.task, own[:1], self.desk.device, self.desk.rng_seed).propose(history, 1)
 
     # ------------------------------------------------------------ what to attempt
 

@@ -1,7 +1,8 @@
 """Which kernel is improved next: islands of lineages, elites on each, a draw that favours good and little-tried ones.
 
-A parent's weight is sigmoid(10 (score - median) / MAD) / (1 + children): ShinkaEvolve, arXiv 2509.19349. Everything is
-read off the history, so a resumed search stands where it stood. Not covered: what is done with the parent (bandit).
+Half of the draws take the best of all. In the others a parent's weight is sigmoid(10 (score - median) / MAD) /
+(1 + children): ShinkaEvolve, arXiv 2509.19349. Everything is read off the history, so a resumed search stands where it
+stood. Not covered: what is done with the parent (bandit).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from sandbox.statistics import LEAST_GAIN
 ISLANDS = 2
 MIGRATE_EVERY = 10
 """Candidates that passed, over all islands, between two migrations."""
+EXPLOITATION = 0.5
+"""Share of the draws that take the best of all: a budget of tens of evaluations is soon gone on turns."""
 STEEPNESS = 10.0
 LEAST_SPREAD = math.log(LEAST_GAIN)
 """Stands in for a smaller MAD: scores nearer to each other than the judge can tell apart weigh about the same."""
@@ -122,13 +125,17 @@ def choose(
     device: Device,
     rng: random.Random,
 ) -> Choice | None:
-    """A parent among the elites of an island, the island drawn evenly; None where nothing has passed.
+    """The best of all, or a parent among the elites of an island drawn evenly; None where nothing has passed.
 
     The best of an island is always an elite. `born` is `children(history)`, with those on their way if there are any.
     """
     inhabited = [number for number, island in enumerate(members) if island]
     if not inhabited:
         return None
+    if rng.random() < EXPLOITATION:
+        leaders = {number: max(members[number], key=lambda entry: entry.score) for number in inhabited}
+        leading = max(inhabited, key=lambda number: leaders[number].score)
+        return Choice(leaders[leading], leading)
     island = rng.choice(inhabited)
     elites = list(best_by_cell(members[island], task, device).values())
     weighed = weights([entry.score for entry in elites], [born.get(entry.candidate.id, 0) for entry in elites])

@@ -61,9 +61,13 @@ def record_curve(trajectory: Sequence[Judged]) -> list[float]:
 
 
 def near_roofline(trajectory: Sequence[Judged], rules: Rules) -> str | None:
-    """On every workload some kernel is near the limit: the winner may differ by workload, as in the composition."""
+    """On every workload some kernel is near the limit: the winner may differ by workload, as in the composition.
+
+    Never on the CPU: its peak is measured, which a busy machine or a cache makes too low.
+    """
     shares: dict[str, float] = {}
-    timings = [t for _, j in trajectory if isinstance(j.verdict, Passed) for t in j.verdict.timings]
+    passed = [(j.target, j.verdict) for _, j in trajectory if isinstance(j.verdict, Passed)]
+    timings = [timing for target, verdict in passed if target == "cuda" for timing in verdict.timings]
     for timing in timings:
         if timing.roofline_share is not None:
             shares[timing.workload] = max(timing.roofline_share, shares.get(timing.workload, 0.0))

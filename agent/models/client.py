@@ -1,11 +1,13 @@
 """Asks an OpenAI-compatible endpoint. The only file that knows openai, and the only layer that tries again.
 
-Tried again: 429, 5xx, connections that fail or break, time-outs. Everything else would fail the same way twice.
+Tried again: 429, 5xx, connections that fail or break, time-outs. Everything else would fail the same way twice, except
+that a reply which does not fit into the model's context beside the prompt is asked for once more, shorter.
 What an endpoint bills for an attempt that broke off is not known here. Not covered: what answers look like (wire).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -36,6 +38,15 @@ CONNECT_S = 10.0
 WIRE_LIMIT = 64_000_000
 """Most bytes of a body: events and escapes make a text many times as long."""
 REASON_LENGTH = 300
+LEAST_REPLY = 256
+"""Fewer tokens are not worth asking for: no kernel is that short."""
+TOO_LONG = re.compile(
+    r"context[ _](length|window|size)|(prompt|input|request) (is )?too long|too many tokens|exceeds? .*\bcontext\b",
+    re.IGNORECASE,
+)
+"""What servers say of a prompt, or a prompt and its reply, that the model cannot hold; codes differ, or are missing."""
+_WINDOW = re.compile(r"maximum context length is (\d+)|context size \((\d+)")
+_PROMPT = re.compile(r"(\d+) (?:in the (?:messages|input)|(?:text )?input tokens|in your prompt)|has (\d+) input")
 NO_KEY = "no-key"
 Rung = Literal["schema", "object", "text"]
 RUNGS: tuple[Rung, ...] = ("schema", "object", "text")
@@ -57,6 +68,8 @@ class _Fault:
     again: bool = False
     pause_s: float | None = None
     usage: Usage = UNKNOWN
+    room: int | None = None
+    """Tokens that the model's context has left for a reply, where it had too few."""
 
 
 class _Late(Exception):
@@ -85,9 +98,13 @@ class Shaped:
 class Client:
     """A model behind an endpoint. Safe to share between threads; BadInput where there is no key for it."""
 
-    def __init__(self, endpoint: Endpoint, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, endpoint: Endpoint, sleep: Callable[[float], None] = time.sleep, deadline: float = math.inf
+    ) -> None:
+        """At `deadline`, of the monotonic clock, whoever asks wants no answer any more."""
         self.name = endpoint.name
         self.endpoint = endpoint
+        self.deadline = deadline
         _check_address(endpoint)
         self._key = _key(endpoint)
         self._sleep = sleep
@@ -97,7 +114,6 @@ class Client:
             api_key=self._key.get_secret_value(),
             base_url=endpoint.address,
             max_retries=0,
-            timeout=openai.Timeout(endpoint.timeout_s, connect=min(CONNECT_S, endpoint.timeout_s)),
         )
 
     def __repr__(self) -> str:
@@ -109,11 +125,14 @@ class Client:
 
     def complete(self, messages: Sequence[Message], shape: Shape | None = None) -> Reply | Failed:
         """The model's answer, after up to ATTEMPTS attempts; in a shape as far as the endpoint knows how."""
-        started, attempt = time.monotonic(), 1
-        found = self._on_ladder(messages, shape)
+        started, attempt, limit = time.monotonic(), 1, self.endpoint.max_tokens
+        found = self._on_ladder(messages, shape, limit)
         while isinstance(found, _Fault) and found.again and attempt < ATTEMPTS:
-            self._sleep(_pause(attempt, found.pause_s))
-            found = self._on_ladder(messages, shape)
+            if found.room is None:
+                self._sleep(min(_pause(attempt, found.pause_s), max(self.deadline - time.monotonic(), 0.0)))
+            else:
+                limit = found.room
+            found = self._on_ladder(messages, shape, limit)
             attempt += 1
         seconds = time.monotonic() - started
         if isinstance(found, _Fault):
@@ -122,13 +141,13 @@ class Client:
         kept = found.model_dump(include={"text", "finish"})
         return Reply(**kept, usage=found.usage, seconds=seconds, model=found.model or self.endpoint.model)
 
-    def _on_ladder(self, messages: Sequence[Message], shape: Shape | None) -> wire.Answer | _Fault:
+    def _on_ladder(self, messages: Sequence[Message], shape: Shape | None, limit: int) -> wire.Answer | _Fault:
         """One attempt. What refuses a shape is asked for less at once, and remembered when that is answered."""
         if shape is None:
-            return self._attempt(messages, {})
+            return self._attempt(messages, limit, {})
         rungs = self._rungs
         for at, rung in enumerate(rungs):
-            found = self._attempt(messages, _format(self.endpoint.api, rung, shape))
+            found = self._attempt(messages, limit, _format(self.endpoint.api, rung, shape))
             if not isinstance(found, _Fault):
                 self._rungs = rungs[at:]
             elif found.kind == "bad request" and rung != rungs[-1]:
@@ -136,12 +155,18 @@ class Client:
             return found
         raise AssertionError("a ladder has a last rung")
 
-    def _attempt(self, messages: Sequence[Message], form: dict[str, Any]) -> wire.Answer | _Fault:
+    def _attempt(self, messages: Sequence[Message], limit: int, form: dict[str, Any]) -> wire.Answer | _Fault:
+        """With up to `limit` tokens of a reply."""
+        seconds = min(self.endpoint.timeout_s, self.deadline - time.monotonic())
+        if seconds <= 0:
+            return _Fault("out of time", "the search's time is over")
         try:
-            return _usable(self._ask(messages, form))
+            return _usable(self._ask(messages, limit, seconds, form))
         except openai.APIStatusError as exc:
-            return _of_status(exc)
+            return _of_status(exc, limit)
         except (openai.APITimeoutError, httpx2.TimeoutException, _Late):
+            if time.monotonic() >= self.deadline:
+                return _Fault("out of time", f"no whole answer within the {seconds:.0f} s that the search had left")
             return _Fault("timed out", f"no whole answer within {self.endpoint.timeout_s:g} s", again=True)
         except (openai.APIConnectionError, httpx2.TransportError, wire.Broken) as exc:
             return _Fault("connection", f"{self.endpoint.address}: {exc.__cause__ or exc}", again=True)
@@ -150,21 +175,24 @@ class Client:
         except (wire.Garbled, httpx2.RequestError, openai.OpenAIError) as exc:
             return _Fault("garbled", str(exc))
 
-    def _ask(self, messages: Sequence[Message], form: dict[str, Any]) -> wire.Answer:
+    def _ask(self, messages: Sequence[Message], limit: int, seconds: float, form: dict[str, Any]) -> wire.Answer:
         """One request. The body is read by the piece, so that neither its length nor its slowness is without bounds."""
-        late = time.monotonic() + self.endpoint.timeout_s
+        late = time.monotonic() + seconds
+        patience = openai.Timeout(seconds, connect=min(CONNECT_S, seconds))
         turns = [message.model_dump() for message in messages]
         if self.endpoint.api == "chat":
-            asked = self._openai.chat.completions.with_streaming_response.create(**self._chat(turns), **form)
+            given = {**self._chat(turns, limit), **form}
+            asked = self._openai.chat.completions.with_streaming_response.create(**given, timeout=patience)
         else:
-            asked = self._openai.responses.with_streaming_response.create(**self._response(turns), **form)
+            given = {**self._response(turns, limit), **form}
+            asked = self._openai.responses.with_streaming_response.create(**given, timeout=patience)
         with asked as response:
             content_type = response.headers.get("content-type", "")
             answer = wire.read(self.endpoint.api, content_type, _bounded(response.iter_bytes(), late))
         words = {name: self._without_key(getattr(answer, name)) for name in ("text", "refusal", "finish", "model")}
         return answer.model_copy(update=words)
 
-    def _chat(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    def _chat(self, turns: list[dict[str, Any]], most_tokens: int) -> dict[str, Any]:
         end, streams = self.endpoint, {"stream": True, "stream_options": {"include_usage": True}}
         # OpenAI's reasoning models refuse the old name; most other servers know no new one.
         limit = "max_completion_tokens" if _is_openai(end.address) else "max_tokens"
@@ -173,12 +201,12 @@ class Client:
         return {
             "model": end.model,
             "messages": turns,
-            limit: end.max_tokens,
+            limit: most_tokens,
             **chosen,
             **(streams if end.stream else {}),
         }
 
-    def _response(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    def _response(self, turns: list[dict[str, Any]], most_tokens: int) -> dict[str, Any]:
         end = self.endpoint
         given = {"temperature": end.temperature, "reasoning": {"effort": end.effort} if end.effort else None}
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -186,7 +214,7 @@ class Client:
         return {
             "model": end.model,
             "input": turns,
-            "max_output_tokens": end.max_tokens,
+            "max_output_tokens": most_tokens,
             "store": False,
             **chosen,
             **streams,
@@ -281,7 +309,7 @@ def _usable(answer: wire.Answer) -> wire.Answer | _Fault:
     return _Fault("empty", f"the reply is empty: {why}", usage=answer.usage)
 
 
-def _of_status(exc: openai.APIStatusError) -> _Fault:
+def _of_status(exc: openai.APIStatusError, limit: int) -> _Fault:
     status, reason = exc.status_code, f"status {exc.status_code}: {_said(exc)}"
     if status == 429:
         # An account without money stays without money.
@@ -290,7 +318,23 @@ def _of_status(exc: openai.APIStatusError) -> _Fault:
         return _Fault("timed out", reason, again=True)
     if status >= 500:
         return _Fault("server error", reason, again=True, pause_s=_asked_pause(exc.response.headers))
+    if status in (400, 413, 422) and TOO_LONG.search(f"{exc.code} {reason}"):
+        return _too_long(reason, limit)
     return _Fault("unauthorised" if status in (401, 403) else "bad request", reason)
+
+
+def _too_long(reason: str, limit: int) -> _Fault:
+    """Worth a second try with a shorter reply, where the endpoint says that the prompt leaves room for one."""
+    window, prompt = _WINDOW.search(reason), _PROMPT.search(reason)
+    room = _number(window) - _number(prompt) if window and prompt else 0
+    if LEAST_REPLY <= room < limit:
+        return _Fault("too long", reason, again=True, room=room)
+    why = f"the prompt does not fit into the model's context beside a reply of up to {limit} tokens"
+    return _Fault("too long", f"{why}: {reason}")
+
+
+def _number(found: re.Match[str]) -> int:
+    return int(next(group for group in found.groups() if group))
 
 
 def _said(exc: openai.APIStatusError) -> str:

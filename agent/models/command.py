@@ -7,6 +7,7 @@ environment, in the user's working directory. Not covered: what it costs, which 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -27,8 +28,11 @@ REASON_LENGTH = 300
 class Command:
     """A model that is a program, started anew for each request."""
 
-    def __init__(self, command: str, timeout_s: float = 600.0) -> None:
-        """`command` is split as a shell would. BadInput where it cannot be, or names no program."""
+    def __init__(self, command: str, timeout_s: float = 600.0, deadline: float = math.inf) -> None:
+        """`command` is split as a shell would. BadInput where it cannot be, or names no program.
+
+        At `deadline`, of the monotonic clock, whoever asks wants no answer any more.
+        """
         try:
             self._words = shlex.split(command)
         except ValueError as exc:
@@ -37,6 +41,7 @@ class Command:
             raise BadInput("the command is empty; wanted a program that reads a prompt and prints a reply")
         self.name = Path(self._words[0]).name
         self.timeout_s = timeout_s
+        self.deadline = deadline
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def close(self) -> None:
@@ -52,6 +57,9 @@ class Command:
             line = " ".join(reason.split())[:REASON_LENGTH]
             return Failed(kind=kind, reason=line, seconds=time.monotonic() - started, attempts=1)
 
+        left = self.deadline - started
+        if left <= 0:
+            return failed("out of time", "the search's time is over")
         prompt = "\n".join(message.content for message in messages)
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as said:
             given.write(prompt.encode())
@@ -64,8 +72,10 @@ class Command:
                 return failed("bad request", f"{self._words[0]} cannot be started: {exc.strerror}")
             self._running.add(program)
             try:
-                status = program.wait(self.timeout_s)
+                status = program.wait(min(self.timeout_s, left))
             except subprocess.TimeoutExpired:
+                if left <= self.timeout_s:
+                    return failed("out of time", f"no answer within the {left:.0f} s that the search had left")
                 return failed("timed out", f"{self.name} took more than {self.timeout_s:g} s")
             finally:
                 _end(program)

@@ -27,6 +27,8 @@ FailureKind = Literal[
     "empty",
     "refused",
     "bad request",
+    "too long",
+    "out of time",
     "unauthorised",
     "garbled",
 ]

@@ -10,6 +10,7 @@ import pytest
 from agent import steps, tasks
 from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
+from agent.engineer.reply import read_source
 from agent.engineer.retrieval import Related
 from agent.models.client import Client
 from agent.models.endpoint import Endpoint, Failed, Model, Price, Reply, Usage
@@ -199,12 +200,76 @@ def test_reply_without_a_kernel_is_asked_for_again_with_the_reason(open_shop: Ca
     assert {e.candidate for e in shop.archive.exchanges(shop.run)} == {child.id}
 
 
-def test_accepted_structure_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
+def faster_by_width(candidate: Candidate) -> tuple[float, float]:
+    return (5.0, 5.0) if "WIDE" in candidate.source else (6.0, 6.0)
+
+
+def test_structure_that_leads_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
     shop = open_shop()
+    shop.judge.speed = faster_by_width
     model = ScriptedModel([plan("widen"), TUNABLE, plan("unroll by eight"), kernel(1)])
     engineer = shop.engineer(model)
     made = [shop.next(engineer) for _ in range(3 + SWEEP)]
     assert [candidate.operator for candidate in made] == ["seed", "propose", *["tune"] * SWEEP, "propose"]
+
+
+def test_structure_that_does_not_lead_is_not_swept(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    shop.judge.speed = lambda candidate: (7.0, 7.0) if "WIDE" in candidate.source else (6.0, 6.0)
+    engineer = shop.engineer(ScriptedModel([plan("widen"), TUNABLE, plan("unroll by eight"), kernel(1)]))
+    made = [shop.next(engineer) for _ in range(3)]
+    assert [candidate.operator for candidate in made] == ["seed", "propose", "propose"]
+
+
+@pytest.mark.parametrize(("written", "wanted"), [(1, 8), (4, 4)])
+def test_child_keeps_tuned_values_except_those_that_the_model_changed(
+    open_shop: Callable[..., Shop], written: int, wanted: int
+) -> None:
+    """The parent was tuned to 8 and says 1 in its text."""
+    shop = open_shop()
+    shop.judge.speed = faster_by_width
+    child = TUNABLE.replace("WIDE 1 ", f"WIDE {written} ").replace("a[i] + b[i]", "b[i] + a[i]")
+    tuned = read_source(TUNABLE, shop.task, None, "stop")
+    assert isinstance(tuned, str)
+    shop.seeds = [shop.seeds[0].model_copy(update={"source": tuned, "tunables": {"WIDE": 8}})]
+    engineer = shop.engineer(ScriptedModel([plan("swap the operands"), child]))
+    shop.next(engineer)
+    assert shop.next(engineer).tunables == {"WIDE": wanted}
+
+
+def test_search_goes_on_where_the_tuner_has_nothing_left(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    prose = ["Let me think."] * 2 * ATTEMPTS
+    engineer = shop.engineer(ScriptedModel([*prose, plan("one"), kernel(1)]))
+    shop.next(engineer)
+    assert shop.next(engineer).proposer == "scripted"
+
+
+def test_model_whose_context_is_too_small_is_asked_once(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    engineer = shop.engineer(ScriptedModel([Failed(kind="too long", reason="no room", seconds=0.1, attempts=1)]))
+    shop.next(engineer)
+    with pytest.raises(NothingLeft, match="scripted: too long: no room"):
+        shop.next(engineer)
+    assert shop.reasons() == ["too long: no room"]
+
+
+def test_prompt_that_is_too_long_costs_one_attempt_where_others_were_not(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    refusal = Failed(kind="too long", reason="no room", seconds=0.1, attempts=1)
+    engineer = shop.engineer(ScriptedModel([plan("one"), refusal, plan("two"), kernel(2)]))
+    shop.next(engineer)
+    assert shop.next(engineer).proposer == "scripted"
+    assert shop.reasons() == ["too long: no room"]
+
+
+def test_search_ends_when_an_answer_would_come_too_late(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    engineer = shop.engineer(ScriptedModel([Failed(kind="out of time", reason="late", seconds=0.1, attempts=1)]))
+    shop.next(engineer)
+    with pytest.raises(NothingLeft, match="budget spent: late"):
+        shop.next(engineer)
+    assert len(shop.archive.exchanges(shop.run)) == 1
 
 
 def test_twin_of_a_judged_kernel_costs_no_evaluation(open_shop: Callable[..., Shop]) -> None:
@@ -222,7 +287,9 @@ def test_model_that_never_answers_with_a_kernel_is_given_up(open_shop: Callable[
     shop = open_shop()
     engineer = shop.engineer(ScriptedModel(["Once upon a time"]))
     shop.next(engineer)
-    with pytest.raises(NothingLeft, match=f"^{ATTEMPTS} attempts in a row came to nothing"):
+    with pytest.raises(
+        NothingLeft, match=rf"the last {GIVE_UP} replies came to no new kernel, and the tuner has nothing left"
+    ):
         shop.next(engineer)
     for _ in range(GIVE_UP // ATTEMPTS):
         with pytest.raises(NothingLeft, match=r"4 attempts|the last \d+ replies came to no new kernel"):

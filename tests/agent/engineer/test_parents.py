@@ -159,6 +159,15 @@ def test_choice_is_an_elite_of_its_island_and_the_same_for_the_same_rng(judged, 
         assert first.parent.score == max(entry.score for entry in members[first.island])
 
 
+def test_best_of_all_is_drawn_half_of_the_time_and_more(judged, make_task, gpu) -> None:
+    history = [judged(f"c{at}", at / 10) for at in range(6)]
+    members = islands(history)
+    best = scored(history)[-1]
+    drawn = [choose(members, {best.candidate.id: 50}, make_task(), gpu, random.Random(seed)) for seed in range(400)]
+    assert 0.4 < sum(choice.parent == best for choice in drawn) / len(drawn) < 0.8
+    assert all(choice.parent in members[choice.island] for choice in drawn)
+
+
 def test_nothing_passed_means_no_parent(judged, make_task, gpu) -> None:
     assert choose(islands([judged("a", None)]), {}, make_task(), gpu, random.Random(0)) is None
     assert choose([], {}, make_task(), gpu, random.Random(0)) is None

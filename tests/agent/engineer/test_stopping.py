@@ -50,6 +50,10 @@ def test_unknown_share_of_one_workload_is_not_reached(judged) -> None:
         assert should_stop([judged("a", 1.0, shares=shares)], [0.0], 100, PATIENT) is None
 
 
+def test_roofline_of_a_cpu_ends_nothing(judged) -> None:
+    assert should_stop([judged("a", 1.0, shares=(1.83, 0.99), target="cpu")], [0.0], 100, PATIENT) is None
+
+
 # ---------------------------------------------------------------- stagnation
 
 

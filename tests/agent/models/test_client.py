@@ -430,3 +430,59 @@ def test_address_with_a_secret_is_refused_without_repeating_it(url: str) -> None
 )
 def test_local_is_what_is_near(url: str | None, local: bool) -> None:
     assert Endpoint(name="e", model="m", base_url=url).local is local
+
+
+# ---------------------------------------------------------------- small contexts, and time that is over
+
+OVERFLOW = [
+    "This model's maximum context length is 8192 tokens. However, you requested 20650 tokens "
+    "(4266 in the messages, 16384 in the completion). Please reduce the length of the messages or completion.",
+    "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 8192 tokens "
+    "and your request has 4266 input tokens",
+]
+
+
+@pytest.mark.parametrize("words", OVERFLOW)
+def test_reply_that_does_not_fit_is_asked_for_again_as_long_as_there_is_room(ask: Asking, words: str) -> None:
+    with serving(
+        Turn(status=400, error={"message": words, "code": "context_length_exceeded"}), Turn("short")
+    ) as server:
+        assert reply(ask(server, max_tokens=16384)).text == "short"
+    assert [request["max_tokens"] for request in server.requests] == [16384, 8192 - 4266]
+    assert ask.pauses == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        OVERFLOW[0].replace("8192", "4300"),
+        "the request exceeds the available context size (4096 tokens), try increasing it",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+    ],
+)
+def test_prompt_that_does_not_fit_is_said_so_in_one_line_and_not_sent_again(ask: Asking, words: str) -> None:
+    with serving(Turn(status=400, error={"message": words, "code": None})) as server:
+        found = failed(ask(server, max_tokens=512))
+    assert found.kind == "too long"
+    assert found.reason.startswith(
+        "the prompt does not fit into the model's context beside a reply of up to 512 tokens: "
+    )
+    assert len(server.requests) == 1
+
+
+def test_endpoint_that_never_finds_room_is_asked_so_often_and_no_more(ask: Asking) -> None:
+    with serving(Turn(status=400, error={"message": OVERFLOW[0], "code": None})) as server:
+        assert failed(ask(server, max_tokens=16384)).kind == "too long"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("left_s", [0.0, 0.3])
+def test_answer_is_waited_for_no_longer_than_the_search_lasts(left_s: float) -> None:
+    with serving(Turn(wait_s=30.0)) as server:
+        endpoint = Endpoint(name="local", model="m", base_url=server.url)
+        client = Client(endpoint, deadline=time.monotonic() + left_s)
+        found = failed(client.complete(ASKED))
+        client.close()
+    assert found.kind == "out of time"
+    assert found.seconds < 20
+    assert found.attempts == 1

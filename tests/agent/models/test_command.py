@@ -79,6 +79,14 @@ def test_program_ends_where_the_user_wants_to_stop_at_once(tmp_path: Path) -> No
     assert "ended with status -9" in answers[0].reason
 
 
+@pytest.mark.parametrize("left_s", [-1.0, 0.5])
+def test_program_is_waited_for_no_longer_than_the_search_lasts(tmp_path: Path, left_s: float) -> None:
+    command = Command(script(tmp_path, "import time; time.sleep(600)"), deadline=time.monotonic() + left_s)
+    answer = command.complete(ASKED)
+    assert isinstance(answer, Failed)
+    assert answer.kind == "out of time"
+
+
 def test_program_that_does_not_exist_is_said_so() -> None:
     answer = Command("/no/such/program --flag").complete(ASKED)
     assert isinstance(answer, Failed)
