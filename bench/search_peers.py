@@ -2,11 +2,14 @@
 
     python -m bench.search_peers [--others VENV/bin/python] [--evals 64] [--seeds 12]
     python -m bench.search_peers --real [--others VENV/bin/python] [--evals 16] [--seeds 10]
+    python -m bench.search_peers --record                     # measures every kernel of a small family, once
+    python -m bench.search_peers --recorded [--others VENV/bin/python] [--evals 64] [--seeds 12]
 
 `--others` is a Python with openevolve and shinka-evolve, which are no dependencies of ours; whoever is not there is
 passed over. A search on a made-up landscape costs nothing but its own work: there the policies compare, and how long
-it takes to propose. `--real` is LayerNorm on this machine's CPU, compiled and judged by our judge. Not covered:
-prompts, and whatever a model makes of them: the engineer reads nothing but the kernels.
+it takes to propose. `--real` is LayerNorm on this machine's CPU, compiled and judged by our judge; `--recorded` looks
+up what `--record` has measured of it. Not covered: prompts, and whatever a model makes of them: the engineer reads
+nothing but the kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from agent import tasks
-from bench.peers import contenders, layernorm, made_up
+from bench.peers import contenders, layernorm, made_up, recorded
 from bench.peers.contenders import SETTINGS, Arena, Search
 from bench.peers.judges import Real, Scripted
 from bench.peers.session import Kernel, Session
@@ -45,7 +48,7 @@ OURS = "Warpsmith"
 UNTUNED = "Warpsmith, knobs not declared"
 PACKAGES = {"OpenEvolve": "openevolve", "ShinkaEvolve": "shinka-evolve"}
 
-Setting = Literal["made up", "real"]
+Setting = Literal["made up", "recorded", "real"]
 
 
 class Searched(BaseModel):
@@ -84,6 +87,11 @@ class Report(BaseModel):
 def made_up_arena(seed: int) -> Arena:
     landscape, device = made_up.Landscape(seed), devices.cpu()
     return Arena(tasks.load("layernorm", "cpu"), landscape.evaluate, lambda session: Scripted(session, device))
+
+
+def recorded_arena(seed: int) -> Arena:
+    landscape, device = recorded.Recorded(seed), devices.cpu()
+    return Arena(layernorm.task(), landscape.evaluate, lambda session: Scripted(session, device))
 
 
 @contextmanager
@@ -131,10 +139,10 @@ def curve(session: Session) -> list[float]:
 def contestants(others: Path | None, setting: Setting, say: Callable[[str], None]) -> dict[str, Search]:
     """Ours first; of the other programs those that `others` can import."""
     found: dict[str, Search] = {OURS: contenders.ours}
-    if setting == "made up":
+    if setting != "real":
         found |= {f"{OURS}, never standing still": contenders.ours_to_the_end, UNTUNED: contenders.ours_to_the_end}
     found["best of N"] = contenders.best_of_n
-    if setting == "made up":
+    if setting != "real":
         found["always the best"] = contenders.always_the_best
     for name, search in {"OpenEvolve": contenders.openevolve, "ShinkaEvolve": contenders.shinka}.items():
         if others is not None and version_there(others, PACKAGES[name]):
@@ -159,6 +167,32 @@ def made_up_searches(options: argparse.Namespace, field: Mapping[str, Search]) -
             family, arena = made_up.family(tunable=name != UNTUNED), made_up_arena(seed)
             session = Session(family, seed, arena.evaluate, options.evals)
             yield searched(name, search, session, arena, seed).model_copy(update={"highest": highest})
+
+
+def recorded_searches(options: argparse.Namespace, field: Mapping[str, Search]) -> Iterator[Searched]:
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        highest = round(math.exp(recorded.Recorded(seed).highest()), 4)
+        for name, search in field.items():
+            family, arena = recorded.family(tunable=name != UNTUNED), recorded_arena(seed)
+            session = Session(family, seed, arena.evaluate, options.evals)
+            yield searched(name, search, session, arena, seed).model_copy(update={"highest": highest})
+
+
+def record(options: argparse.Namespace) -> None:
+    """Measure every kernel of the small family and write it down."""
+    speedups: dict[str, float | None] = {}
+    with real_arena(options.sandbox) as arena:
+        for name, speedup in recorded.measured(arena.evaluate):
+            speedups[name] = None if speedup is None else round(speedup, 4)
+            say(f"{len(speedups)}: {name}: {speedup}")
+    found = recorded.Record(
+        command=" ".join(["python -m bench.search_peers", *_without_paths(sys.argv[1:])]),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=devices.cpu().name,
+        axes=layernorm.AXES,
+        speedups=speedups,
+    )
+    recorded.FILE.write_text(found.model_dump_json(indent=0) + "\n")
 
 
 def real_searches(options: argparse.Namespace, field: Mapping[str, Search]) -> Iterator[Searched]:
@@ -248,7 +282,11 @@ def table(report: Report) -> list[str]:
     return lines
 
 
-TITLES: dict[Setting, str] = {"made up": "Made-up landscapes", "real": "LayerNorm on the CPU, for real"}
+TITLES: dict[Setting, str] = {
+    "made up": "Made-up landscapes",
+    "recorded": "A recorded landscape: LayerNorm on the CPU, every kernel measured once",
+    "real": "LayerNorm on the CPU, for real",
+}
 
 
 def section(setting: Setting, report: Report) -> list[str]:
@@ -274,6 +312,16 @@ def notes(setting: Setting, options: argparse.Namespace) -> list[str]:
             "an evaluation takes no time: evaluations a minute show what proposing, bookkeeping and starting cost",
             f"{OURS} stops where it stands still, as by default; the rows below it go on",
             "where the knobs are not declared, our tuner has nothing to do: nobody else has one",
+        ]
+    if setting == "recorded":
+        known = recorded.Recorded(0).record
+        right = [speedup for speedup in known.speedups.values() if speedup is not None]
+        return [
+            f"{common}; all search the same landscape, a seed draws what the engineer does and noise of 1 %",
+            f"{len(known.speedups)} kernels of LayerNorm with {known.axes}, {len(right)} of them right, judged by our judge: "
+            f"`{known.command}`, {known.measured_at}, {known.device}",
+            f"speedups are over eager, {max(right):.2f} at best",
+            f"{OURS} stops where it stands still, as by default; the rows below it go on",
         ]
     return [
         f"{common}; the first kernel is one thread with plain loops",
@@ -328,6 +376,8 @@ def lines(report: Report) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="LayerNorm on this CPU by our judge")
+    parser.add_argument("--record", action="store_true", help="measure every kernel of the recorded landscape")
+    parser.add_argument("--recorded", action="store_true", help="LayerNorm as it was recorded")
     parser.add_argument("--others", type=Path, help="a Python with openevolve and shinka-evolve")
     parser.add_argument("--only", nargs="*", help="contenders, by name; all by default")
     parser.add_argument("--evals", type=int, help="of each search; 64 by default, 16 for real")
@@ -346,12 +396,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    setting: Setting = "real" if options.real else "made up"
+    if options.record:
+        record(options)
+        return
+    setting: Setting = "real" if options.real else "recorded" if options.recorded else "made up"
     field = contestants(options.others, setting, say)
     if options.only:
         field = {name: search for name, search in field.items() if name in options.only}
     found = []
-    for search in (real_searches if options.real else made_up_searches)(options, field):
+    for search in SEARCHES[setting](options, field):
         found.append(search)
         say(f"seed {search.seed}, {search.contender}: {reached(search, options.evals):.2f} in {search.seconds:.1f} s")
     versions = {name: version_there(options.others, PACKAGES[name]) for name in field if name in PACKAGES}
@@ -367,6 +420,13 @@ def main() -> None:
         searches=found,
     )
     write(setting, report, options.out)
+
+
+SEARCHES: dict[Setting, Callable[[argparse.Namespace, Mapping[str, Search]], Iterator[Searched]]] = {
+    "made up": made_up_searches,
+    "recorded": recorded_searches,
+    "real": real_searches,
+}
 
 
 def _without_paths(given: Sequence[str]) -> list[str]:
