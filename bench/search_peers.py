@@ -318,7 +318,7 @@ def notes(setting: Setting, options: argparse.Namespace) -> list[str]:
         right = [speedup for speedup in known.speedups.values() if speedup is not None]
         return [
             f"{common}; all search the same landscape, a seed draws what the engineer does and noise of 1 %",
-            f"{len(known.speedups)} kernels of LayerNorm with {known.axes}, {len(right)} of them right, judged by our judge: "
+            f"{len(known.speedups)} kernels of LayerNorm with {known.axes}, {len(right)} right, judged by ours: "
             f"`{known.command}`, {known.measured_at}, {known.device}",
             f"speedups are over eager, {max(right):.2f} at best",
             f"{OURS} stops where it stands still, as by default; the rows below it go on",
