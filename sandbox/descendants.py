@@ -59,14 +59,20 @@ class Family:
         """
         deadline = time.monotonic() + STOP_TIMEOUT_S
         stopped: set[int] = set()
+        seen_standing = 0
         while True:
             members = self.members()
             for pid in members:
                 if pid not in stopped:
                     _signal(pid, signal.SIGSTOP)
             if stopped.issuperset(members) and all(_stands(pid) for pid in members):
-                self._standing = members
-                return
+                # The kernel's list of children can skip one while another ends; once all stand, it skips none.
+                seen_standing += 1
+                if seen_standing == 2:
+                    self._standing = members
+                    return
+            else:
+                seen_standing = 0
             stopped.update(members)
             if time.monotonic() > deadline:
                 raise Unstoppable(f"{len(members)} processes did not stop within {STOP_TIMEOUT_S:.0f} s")
