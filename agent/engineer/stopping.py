@@ -31,9 +31,9 @@ class Rules(Record):
     roofline_share: float = Field(default=0.9, gt=0)
     least_gain: float = Field(default=0.01, gt=0)
     """Less than this share faster is no gain."""
-    patience: float = Field(default=0.25, gt=0)
+    patience: float = Field(default=0.5, gt=0)
     """Evaluations without a gain, as a share of the budget's."""
-    least_patience: int = Field(default=8, ge=1)
+    least_patience: int = Field(default=16, ge=1)
     """Evaluations without a gain, at least."""
     least_gain_per_usd: float = Field(default=0.01, ge=0)
     """How much faster the next dollar must be expected to make the best kernel; 0.01 is 1 %."""

@@ -78,7 +78,7 @@ def test_small_steps_add_up_to_a_gain() -> None:
 
 @given(st.integers(1, 400))
 def test_patience_grows_with_the_budget(budget) -> None:
-    allowed = max(8, math.ceil(budget / 4))
+    allowed = max(16, math.ceil(budget / 2))
     assert stagnant([0.0] * allowed, budget, Rules()) is None
     assert stagnant([0.0] * (allowed + 1), budget, Rules()) is not None
 
