@@ -58,16 +58,16 @@ def test_roofline_of_a_cpu_ends_nothing(judged) -> None:
 
 
 def test_search_that_stands_still_stops_when_patience_ends(judged) -> None:
-    scores = [0.0, 0.5, *[0.3] * 8]
+    scores = [0.0, 0.5, *[0.3] * 16]
     rules = Rules(least_gain_per_usd=0.0)
-    assert should_stop(trajectory(judged, scores[:9]), [0.0] * 9, 20, rules) is None
-    wanted = "8 evaluations without a gain of 1 %, 8 allowed; best 1.65x eager"
-    assert should_stop(trajectory(judged, scores), [0.0] * 10, 20, rules) == wanted
-    assert should_stop(trajectory(judged, scores), [0.0] * 10, 40, rules) is None
+    assert should_stop(trajectory(judged, scores[:17]), [0.0] * 17, 20, rules) is None
+    wanted = "16 evaluations without a gain of 1 %, 16 allowed; best 1.65x eager"
+    assert should_stop(trajectory(judged, scores), [0.0] * 18, 20, rules) == wanted
+    assert should_stop(trajectory(judged, scores), [0.0] * 18, 40, rules) is None
 
 
 def test_failures_are_evaluations_without_a_gain(judged) -> None:
-    assert "9 evaluations" in (should_stop(trajectory(judged, [0.0, *[None] * 9]), [0.0] * 10, 20) or "")
+    assert "17 evaluations" in (should_stop(trajectory(judged, [0.0, *[None] * 17]), [0.0] * 18, 20) or "")
 
 
 def test_small_steps_add_up_to_a_gain() -> None:
