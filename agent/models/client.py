@@ -45,6 +45,7 @@ TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 """What servers say of a prompt, or a prompt and its reply, that the model cannot hold; codes differ, or are missing."""
+FORMAT_REFUSED = re.compile(r"response_format|json_schema|json_object")
 _WINDOW = re.compile(r"maximum context length is (\d+)|context size \((\d+)")
 _PROMPT = re.compile(r"(\d+) (?:in the (?:messages|input)|(?:text )?input tokens|in your prompt)|has (\d+) input")
 NO_KEY = "no-key"
@@ -316,6 +317,9 @@ def _of_status(exc: openai.APIStatusError, limit: int) -> _Fault:
         return _Fault("rate limited", reason, exc.code != "insufficient_quota", _asked_pause(exc.response.headers))
     if status == 408:
         return _Fault("timed out", reason, again=True)
+    # llama.cpp's Python server has a 500 for a format that it does not know.
+    if status >= 500 and FORMAT_REFUSED.search(reason):
+        return _Fault("bad request", reason)
     if status >= 500:
         return _Fault("server error", reason, again=True, pause_s=_asked_pause(exc.response.headers))
     if status in (400, 413, 422) and TOO_LONG.search(f"{exc.code} {reason}"):

@@ -41,7 +41,8 @@ class Turn:
     drip_s: float = 0.0
     """Seconds between two pieces of the body."""
     refuses: tuple[str, ...] = ()
-    """Types of formats that get status 400 in place of the answer."""
+    """Types of formats that get the status `refusal` in place of the answer."""
+    refusal: int = 400
     echo_key: bool = False
     """Repeat the key that was sent wherever there is text."""
 
@@ -71,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append({"path": self.path, **asked})
         self.server.keys.append(self.headers.get("authorization", ""))
         if _format(asked) in turn.refuses:
-            turn = replace(turn, status=400, error={"message": f"{_format(asked)} is not supported"})
+            turn = replace(turn, status=turn.refusal, error={"message": f"response_format {_format(asked)} is unknown"})
         self.server.over.wait(turn.wait_s)
         kind, body = self._answer(turn, asked)
         if turn.echo_key:

@@ -54,6 +54,14 @@ def test_strictest_form_that_the_endpoint_knows_is_found_once(
     assert all(isinstance(reply, Reply) and isinstance(read_plan(reply.text), Plan) for reply in replies)
 
 
+def test_form_refused_as_a_fault_of_the_server_is_refused_all_the_same() -> None:
+    turn = Turn(PLAN, refuses=("json_schema",), refusal=500)
+    with serving(turn) as server, shaped(server) as model:
+        assert isinstance(model.complete(ASKED), Reply)
+        model.complete(ASKED)
+    assert forms(server) == ["json_schema", "json_object", "json_object"]
+
+
 def test_only_shaped_requests_have_a_form() -> None:
     with serving(Turn(PLAN)) as server, asking(server) as client:
         client.complete(ASKED)
