@@ -41,8 +41,8 @@ class Turn:
     drip_s: float = 0.0
     """Seconds between two pieces of the body."""
     refuses: tuple[str, ...] = ()
-    """Types of formats that get the status `refusal` in place of the answer."""
-    refusal: int = 400
+    """Types of formats that get the status `refused_with` in place of the answer."""
+    refused_with: int = 400
     echo_key: bool = False
     """Repeat the key that was sent wherever there is text."""
 
@@ -72,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append({"path": self.path, **asked})
         self.server.keys.append(self.headers.get("authorization", ""))
         if _format(asked) in turn.refuses:
-            turn = replace(turn, status=turn.refusal, error={"message": f"response_format {_format(asked)} is unknown"})
+            turn = replace(
+                turn, status=turn.refused_with, error={"message": f"response_format {_format(asked)} is unknown"}
+            )
         self.server.over.wait(turn.wait_s)
         kind, body = self._answer(turn, asked)
         if turn.echo_key:

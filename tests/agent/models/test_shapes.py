@@ -55,7 +55,7 @@ def test_strictest_form_that_the_endpoint_knows_is_found_once(
 
 
 def test_form_refused_as_a_fault_of_the_server_is_refused_all_the_same() -> None:
-    turn = Turn(PLAN, refuses=("json_schema",), refusal=500)
+    turn = Turn(PLAN, refuses=("json_schema",), refused_with=500)
     with serving(turn) as server, shaped(server) as model:
         assert isinstance(model.complete(ASKED), Reply)
         model.complete(ASKED)
