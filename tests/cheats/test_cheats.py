@@ -108,6 +108,7 @@ WALLS = ("docker", "bubblewrap", "namespaces")
 NEEDS_GPU = pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no NVIDIA GPU")
 FAIR_SHARE = 0.4
 """Of the plain kernel's latency: timings on a busy machine are that unsteady, and the exploits claim far more."""
+PATIENCE = 5
 
 
 def _marks(subject: Subject) -> list[pytest.MarkDecorator]:
@@ -128,8 +129,7 @@ def test_verdict(subject: Subject, judge_for: Callable[[Target], Judge], launche
     if "rejected" in subject.fields:
         _assert_rejected(subject, verdict)
     elif "gains" in subject.fields and isinstance(verdict, Passed):
-        plain = _plain_ms(judge, subject.task, subject.target)
-        assert verdict.latency_ms > FAIR_SHARE * plain, f"{verdict.latency_ms} ms where a plain kernel takes {plain} ms"
+        _assert_no_faster(judge, subject, verdict)
     elif "accepted" in subject.fields or "labelled" in subject.fields:
         assert isinstance(verdict, Passed), verdict
         assert verdict.label == subject.fields.get("labelled", verdict.label)
@@ -163,16 +163,16 @@ def _assert_rejected(subject: Subject, verdict: Verdict) -> None:
         assert any(word in said for word in words), said
 
 
-_plain_of: dict[tuple[str, Target], float] = {}
-
-
-def _plain_ms(judge: Judge, name: str, target: Target) -> float:
-    """Latency of the plain kernel of a task, the better of two."""
-    if (name, target) not in _plain_of:
-        task = task_of(name, target)
-        verdicts = [judge.judge(task, tasks.seeds(task)[0]).verdict for _ in range(2)]
-        _plain_of[name, target] = min(v.latency_ms for v in verdicts if isinstance(v, Passed))
-    return _plain_of[name, target]
+def _assert_no_faster(judge: Judge, subject: Subject, verdict: Passed) -> None:
+    """By the speedup over eager, which ran side by side; the plain kernel is measured anew while others disturb it."""
+    task, own = task_of(subject.task, subject.target), verdict.speedup["eager"].ratio
+    plain = 0.0
+    for _ in range(PATIENCE):
+        found = judge.judge(task, tasks.seeds(task)[0]).verdict
+        plain = max(plain, found.speedup["eager"].ratio if isinstance(found, Passed) else 0.0)
+        if own < plain / FAIR_SHARE:
+            return
+    raise AssertionError(f"{own}x eager, where a plain kernel has {plain}x")
 
 
 @pytest.mark.parametrize("subject", [pytest.param(s, id=s.name) for s in SUBJECTS if s.path.suffix == ".cu"])
