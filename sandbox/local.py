@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import secrets
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from sandbox.launch import BOUND, Order
 from sandbox.peer import Peer, PeerDied, PeerTimedOut
 
 NOBODY = 65534
+# One user each, where we are root: the limit on processes counts by user, and one worker's must not be another's.
+_FIRST_USER, _USERS = 61_184, 4_336
 START = Path(__file__).parent / "worker" / "start.py"
 _NAMESPACES = ("--pid", "--fork", "--kill-child", "--net", "--mount", "--ipc", "--uts")
 _INHERITED = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_PATH", "CUDA_HOME")
@@ -108,7 +111,7 @@ def _fenced(order: Order) -> list[str]:
     settings["limits"] |= {resource.RLIMIT_NPROC: _MAX_PROCESSES}
     fence = {**_fence(seen), "writable": {str(order.shared): str(view.REPORT)} if order.shared else {}}
     if order.shared and os.getuid() == 0:
-        os.chown(order.shared, NOBODY, NOBODY)
+        os.chown(order.shared, fence["uid"], fence["uid"])
     if not order.tool:
         return [*_unshare(), *_python(order), str(START), json.dumps({**settings, "reap": True, "fence": fence})]
     command = [*order.tool, *_python(order), str(view.START), json.dumps(settings)]
@@ -138,8 +141,13 @@ def _fence(seen: view.View) -> dict[str, Any]:
         "writable": {},
         "devices": [str(device) for device in Path("/dev").glob("nvidia*") if device.is_char_device()],
         "scratch_bytes": _SCRATCH_BYTES,
-        "uid": NOBODY if os.getuid() == 0 else 0,
+        "uid": _next_user() if os.getuid() == 0 else 0,
     }
+
+
+def _next_user() -> int:
+    """A user that no other worker is likely to be; of those that are kept for services started for a while."""
+    return _FIRST_USER + secrets.randbelow(_USERS)
 
 
 def _free(place: str, seen: view.View) -> bool:
