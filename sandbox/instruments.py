@@ -132,7 +132,7 @@ def prepare(peer: Peer, call: Call, private: bool) -> str:
 
 def once(peer: Peer, call: Call, timeout_s: float) -> str:
     """One call on the bound set; what the worker said against it."""
-    return str(peer.ask("call", timeout_s, set=0, outputs=call.outputs).get("error", ""))
+    return str(peer.ask("call", timeout_s, sets=[0], outputs=call.outputs).get("error", ""))
 
 
 def _let_finish(peer: Peer, complete: Callable[[], bool]) -> None:

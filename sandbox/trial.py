@@ -7,6 +7,7 @@ Whatever is the candidate's fault leaves as `Rejected`, which carries the verdic
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -70,6 +71,18 @@ class Rejected(Exception):
 
 
 @dataclass(frozen=True)
+class Step:
+    """Contents for a set, a call on it, and what is compared afterwards."""
+
+    drawn: Drawn
+    change: str = "plain"
+    keep: bool = False
+    """Remember the answer,"""
+    recall: bool = False
+    """and compare this one with it, bit by bit."""
+
+
+@dataclass(frozen=True)
 class Build:
     """A candidate, its plan, its tunables and one artifact for each workload."""
 
@@ -95,6 +108,8 @@ class Trial:
         self.peer, self.device, self.rng, self.call_timeout_s = peer, device, rng, call_timeout_s
         self.events = device.target == "cuda" and not build.native
         """Whether device events of our own runner decide; else this side's clock does."""
+        self.in_a_row = self.events
+        """Whether a check makes calls on several sets at one request."""
         self.deterministic = True
         self.witness: int | None = None
         """A set on which no call is made, and which must stay as it is."""
@@ -251,26 +266,21 @@ class Trial:
     # ------------------------------------------------------------ correctness
 
     def check(self, workload: Workload, draws: list[Drawn]) -> list[Check]:
-        """One set of buffers, always new data in place: each draw, the first with a stretch exchanged, the first again.
+        """Under the same pointers always new data; a set on which no call is made is watched.
 
-        A second set, on which no call is made, is watched. Who keeps answers on workloads that are not timed gains
-        nothing, so those have their first draw repeated once.
+        Native code is asked for one call at a time. Our own runner makes calls on several sets in a row, since on a
+        GPU the turn of another process costs as much as a call.
         """
-        chosen = self.rng.choice(self._usable())
-        others = [self.witness] if self.witness is not None else [i for i in self._usable() if i != chosen]
-        witness = others[0] if others else None
+        timed = workload in self.task.workloads
+        free = self.rng.sample(self._usable(), len(self._usable()))
+        witness = self.witness if self.witness is not None else free.pop() if len(free) > 1 else None
         if witness is not None:
             self._refresh([], draws[0], "mixed", watched=[witness])
-        timed = workload in self.task.workloads
-        checks = [self._check(chosen, draws[0], witness=witness, keep=True)]
-        # Right behind the data that they resemble: who keeps one answer only has that one.
-        self._check(chosen, draws[0], change="patched")
-        checks += [self._check(chosen, drawn) for drawn in draws[1:]]
-        checks.append(self._check(chosen, draws[0], recall=True))
-        if timed:
-            self._check(chosen, draws[0], change="moved")
-            self._check(chosen, draws[0])
-            self._check(chosen, draws[0], change="patched")
+        lanes = _side_by_side(draws, timed, len(free)) if self.in_a_row else [_one_by_one(draws, timed)]
+        checks: list[Check] = []
+        for steps in itertools.zip_longest(*lanes):
+            turn = {index: step for index, step in zip(free, steps, strict=False) if step is not None}
+            checks += self._turn(workload, turn, witness)
         self._alone(workload)
         return checks
 
@@ -285,20 +295,36 @@ class Trial:
             evidence = f"{workload.name}: {left} process(es) left running after the call"
             raise Rejected(Cheated(rule="work outside the call", evidence=evidence))
 
-    def _check(self, index: int, drawn: Drawn, change: str = "plain", **asked: Any) -> Check:
-        self._refresh([], drawn, change, watched=[index])
-        self._ask(drawn.workload, "call", self.call_timeout_s, set=index)
-        return self._compare(index, drawn, change, **asked)
+    def _turn(self, workload: Workload, turn: dict[int, Step], witness: int | None) -> list[Check]:
+        """One call on each set of `turn`; the checks of those whose contents are as they were drawn."""
+        self.room.ask("refresh", steps=[self._write([], step.drawn, step.change, [i]) for i, step in turn.items()])
+        self._ask(workload, "call", self.call_timeout_s, sets=list(turn))
+        checks = self._compare(turn, witness)
+        return [check for check, step in zip(checks, turn.values(), strict=True) if step.change == "plain"]
 
     def _refresh(self, sets: list[int], drawn: Drawn, change: str, watched: Sequence[int] = ()) -> None:
         """New contents under the same pointers; outputs are poisoned. What is `watched` can be compared afterwards."""
-        by = "" if change == "plain" else self.room.stand_in(drawn)[0]
-        self.room.ask("refresh", sets=sets, watched=list(watched), slot=drawn.slot, change=change, by=by)
+        self.room.ask("refresh", steps=[self._write(sets, drawn, change, watched)])
 
-    def _compare(self, index: int, drawn: Drawn, change: str, timed: bool = False, **asked: Any) -> Check:
-        """Compare a set with what its contents must have become; Rejected where they differ."""
-        seen = self.room.ask("compare", set=index, **asked)
-        limits = drawn.limits if change == "plain" else self.room.stand_in(drawn)[1]
+    def _write(self, sets: list[int], drawn: Drawn, change: str, watched: Sequence[int]) -> dict[str, Any]:
+        by = "" if change == "plain" else self.room.stand_in(drawn)[0]
+        return {"sets": sets, "watched": list(watched), "slot": drawn.slot, "change": change, "by": by}
+
+    def _compare(self, turn: dict[int, Step], witness: int | None, called: Sequence[int] = ()) -> list[Check]:
+        """Compare sets with what their contents must have become; Rejected at the first that differs.
+
+        With `called`, the calls were those of a timed block.
+        """
+        steps = [{"set": index, "keep": step.keep, "recall": step.recall} for index, step in turn.items()]
+        reply = self.room.ask("compare", steps=steps, witness=witness, called=list(called))
+        return [
+            self._compared(index, step, seen, timed=bool(called))
+            for (index, step), seen in zip(turn.items(), reply["seen"], strict=True)
+        ]
+
+    def _compared(self, index: int, step: Step, seen: dict[str, Any], timed: bool) -> Check:
+        drawn = step.drawn
+        limits = drawn.limits if step.change == "plain" else self.room.stand_in(drawn)[1]
         self._refuse(index, drawn, seen, limits, timed)
         self.deterministic &= bool(seen["same"])
         return Check(
@@ -329,11 +355,11 @@ class Trial:
             return
         evidence = self._evidence(drawn, seen["errors"], limits)
         stale = self.room.ask("stale", set=index)["errors"]
-        if stale and within(stale, limits[: len(stale)]):
+        if any(within(errors, limits[: len(errors)]) for errors in stale if errors):
             raise Rejected(
                 Cheated(
                     rule="answers kept between calls",
-                    evidence=f"{workload}: the answer to the data that stood there before; {evidence}",
+                    evidence=f"{workload}: the answer to other data, seen before; {evidence}",
                 )
             )
         if timed:
@@ -487,8 +513,8 @@ class Trial:
         if self.device.target == "cpu":
             time.sleep(_SETTLE_S)
         seconds, events = self._run(workload, subject, turns, flush=self.events)
-        for index in watched:
-            self._compare(index, drawn, "mixed", timed=True, called=turns, witness=self.witness)
+        if watched:
+            self._compare({index: Step(drawn, "mixed") for index in watched}, self.witness, called=turns)
         if not self.events:
             return max(seconds - block.overhead, 1e-7) / block.count * 1e3
         if len(events) != block.count:
@@ -545,6 +571,28 @@ class Trial:
                 )
             )
         return share
+
+
+def _one_by_one(draws: list[Drawn], timed: bool) -> list[Step]:
+    """Each draw, the first with a stretch exchanged, the first again: all on one set.
+
+    Who keeps answers on workloads that are not timed gains nothing, so those have their first draw repeated once.
+    """
+    first = draws[0]
+    # Right behind the data that they resemble: who keeps one answer only has that one.
+    steps = [Step(first, keep=True), Step(first, "patched"), *map(Step, draws[1:]), Step(first, recall=True)]
+    return [*steps, Step(first, "moved"), Step(first), Step(first, "patched")] if timed else steps
+
+
+def _side_by_side(draws: list[Drawn], timed: bool, sets: int) -> list[list[Step]]:
+    """The same steps over up to so many sets, what resembles each other on the same one."""
+    first = draws[0]
+    lanes = [[Step(first, keep=True), Step(first, "patched"), Step(first, recall=True)]]
+    if timed:
+        lanes.append([Step(first), Step(first, "moved"), Step(first, "patched")])
+    others = max(1, min(sets - len(lanes), len(draws) - 1))
+    lanes += [[Step(drawn) for drawn in draws[1 + i :: others]] for i in range(others)]
+    return [[step for lane in lanes[i::sets] for step in lane] for i in range(min(sets, len(lanes)))]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,14 +167,16 @@ class Referee:
         return {}
 
     def refresh(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Write inputs into sets and poison their outputs.
+        """Write inputs into the sets of each step and poison their outputs.
 
         What the sets `watched` hold is remembered, and what the baseline `by` (the oracle, if empty) makes of it.
         """
-        for index in request["sets"]:
-            self._write(index, self.slots[request["slot"]], request["change"])
-        for index in request["watched"]:
-            self._write_watched(index, self.slots[request["slot"]], request["change"], request["by"])
+        for step in request["steps"]:
+            slot, change = self.slots[step["slot"]], step["change"]
+            for index in step["sets"]:
+                self._write(index, slot, change)
+            for index in step["watched"]:
+                self._write_watched(index, slot, change, step["by"])
         assert self.arena is not None
         self.arena.poison_workspace()
         self._synchronise()
@@ -213,32 +216,63 @@ class Referee:
                 CHANGES[change](target, slot.twice(i), self.rng)
 
     def compare(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """Judge what stands in a set: errors, damaged guards, changed inputs, what was done or not to other sets."""
+        """Judge what stands in the set of each step: errors, changed inputs; and damage to guards and other sets."""
         assert self.arena is not None
-        index, outputs = request["set"], len(self.task.outputs)
-        content = self.content[index]
-        results = self.arena.tensors[index][: len(content.expected)]
-        scales = content.slot.scales if content.expected is content.slot.expected else [None] * len(results)
-        kept, self.kept = self.kept, [tensor.clone() for tensor in results] if request.get("keep") else self.kept
-        recalled = list(map(same_bits, kept, results)) if request.get("recall") else []
-        intact, unchanged, left_alone, same = _seen(
-            [self.arena.intact()], self._unchanged(index), self._left_alone(request.get("witness")), recalled
+        outputs, steps = len(self.task.outputs), request["steps"]
+        recalled = [self._recalled(step) for step in steps]
+        unchanged = [self._unchanged(step["set"]) for step in steps]
+        (intact,), left_alone, *seen = _seen(
+            [self.arena.intact()], self._left_alone(request["witness"]), *unchanged, *recalled
         )
-        return {
-            "errors": oracle.distances(zip(results, content.expected, scales, strict=True)),
-            "guards": [] if all(intact) else self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
-            "changed": [spec.name for spec, own in zip(self.task.inputs, unchanged, strict=True) if not own],
+        shared = {
+            "guards": [] if intact else self.arena.broken_guards([tensor.name for tensor in self.task.tensors]),
             "trespassed": not all(left_alone),
-            "unwritten": self.arena.unwritten(request.get("called", []), outputs, self.rng),
-            "same": all(same),
+            "unwritten": self.arena.unwritten(request["called"], outputs, self.rng),
+        }
+        errors = iter(oracle.distances(pair for step in steps for pair in self._beside_expected(step["set"])))
+        return {
+            "seen": [
+                {
+                    "errors": list(itertools.islice(errors, len(self.content[step["set"]].expected))),
+                    "changed": [spec.name for spec, own in zip(self.task.inputs, kept, strict=True) if not own],
+                    "same": all(same),
+                    **shared,
+                }
+                for step, kept, same in zip(steps, seen[: len(steps)], seen[len(steps) :], strict=True)
+            ]
         }
 
-    def stale(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """How far a set's outputs are from what its contents before should have given; nothing where nobody knows."""
+    def _results(self, index: int) -> list[Tensor]:
+        """Outputs and in-outs of a set."""
         assert self.arena is not None
-        before = self.before.get(request["set"], [])[: len(self.task.outputs)]
-        results = self.arena.tensors[request["set"]]
-        return {"errors": oracle.distances((got, old, None) for got, old in zip(results, before, strict=False))}
+        return self.arena.tensors[index][: len(self.content[index].expected)]
+
+    def _recalled(self, step: dict[str, Any]) -> list[Tensor]:
+        """By result of a step's set, whether it is what was kept; keep it where that is asked for."""
+        results = self._results(step["set"])
+        same = list(map(same_bits, self.kept, results)) if step["recall"] else []
+        if step["keep"]:
+            self.kept = [tensor.clone() for tensor in results]
+        return same
+
+    def _beside_expected(self, index: int) -> Iterator[tuple[Tensor, Tensor, oracle.Scale | None]]:
+        """The results of a set beside what they must be, and the scale of that where it is known."""
+        content = self.content[index]
+        known = content.slot.scales if content.expected is content.slot.expected else itertools.repeat(None)
+        return zip(self._results(index), content.expected, known, strict=False)
+
+    def stale(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """How far a set's outputs are from what should have come of earlier contents, or of those of other sets."""
+        outputs, index = len(self.task.outputs), request["set"]
+        elsewhere = [content.expected for at, content in self.content.items() if at != index]
+        known = [*self.before.values(), *elsewhere]
+        results = self._results(index)[:outputs]
+        return {
+            "errors": [
+                oracle.distances((got, old, None) for got, old in zip(results, answer, strict=False))
+                for answer in known
+            ]
+        }
 
     def _unchanged(self, index: int) -> list[Tensor]:
         """By input of a set, whether it is what it was."""

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from sandbox.worker import wire
+from sandbox.worker.layout import POISON_BYTE
 
 
 class Session:
@@ -26,7 +27,7 @@ class Session:
         self.calls: list[Any] = []
         self.private: list[tuple[int, int, int]] = []
         """Where a sanitizer watches: own address, address in the arena and bytes of each buffer."""
-        self.base = 0
+        self.base = self.workspace = self.workspace_bytes = 0
 
     def attach(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Map the arena behind the descriptor."""
@@ -44,12 +45,13 @@ class Session:
         for address, _source, _size in self.private:
             self.device.free(address)
         self.private = []
-        workspace_bytes = request["plan"]["workspace_bytes"]
+        self.workspace_bytes = workspace_bytes = request["plan"]["workspace_bytes"]
         workspace = self.base + request["workspace"] if workspace_bytes else 0
         sets = [[self.base + offset for offset in offsets] for offsets in request["sets"]]
         if request.get("private"):
             workspace = self.device.allocate(workspace_bytes) if workspace_bytes else 0
             sets = [self._privately(sets[0], [tensor["size"] for tensor in request["tensors"]])]
+        self.workspace = workspace
         self.calls = [self.device.prepare(request, pointers, workspace) for pointers in sets]
         self.device.synchronise()
         return {}
@@ -59,11 +61,14 @@ class Session:
         return [address for address, _, _ in self.private]
 
     def call(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """One call on one set."""
+        """One call on each of the sets, the workspace poisoned between them."""
         outputs = request.get("outputs", 0)
         for address, source, size in self.private[outputs:]:
             self.device.copy(address, source, size)
-        self.device.run([self.calls[request["set"]]])
+        for turn, index in enumerate(request["sets"]):
+            if turn and self.workspace_bytes:
+                self.device.fill(self.workspace, POISON_BYTE, self.workspace_bytes)
+            self.device.run([self.calls[index]])
         self.device.synchronise()
         for address, source, size in self.private:
             self.device.copy(source, address, size)

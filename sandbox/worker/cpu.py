@@ -47,6 +47,9 @@ class Cpu:
     def copy(self, target: int, source: int, size: int) -> None:
         ctypes.memmove(target, source, size)
 
+    def fill(self, address: int, byte: int, size: int) -> None:
+        ctypes.memset(address, byte, size)
+
     def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """One call, ready to be repeated."""
         values = [ctypes.c_void_p(pointer) for pointer in pointers]

@@ -89,6 +89,9 @@ class Cuda:
         if size:
             check(driver.cuMemcpyDtoDAsync(target, source, size, self.stream), "cuMemcpyDtoDAsync")
 
+    def fill(self, address: int, byte: int, size: int) -> None:
+        check(driver.cuMemsetD8Async(address, byte, size, self.stream), "cuMemsetD8Async")
+
     def prepare(self, request: dict[str, Any], pointers: list[int], workspace: int) -> Any:
         """The launches of one call, ready to be repeated."""
         plan, scalars = request["plan"], request["scalars"]
