@@ -1,6 +1,7 @@
 """The pair on cuda: the launches of the parts in one plan, each kernel behind one that has the parameters of the whole.
 
-Not covered: tensor maps of what lies between two parts, and workspaces that depend on the device's figures, but for the last.
+Not covered: tensor maps of what lies between two parts, and workspaces that depend on the device's figures, but for
+that of the last part.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import pair, parts, steps, tasks, words
+from agent import fusion, pair, parts, steps, tasks, words
 from agent.config import Budget
 from agent.engineer.engineer import Desk, Engineer, Writer
 from agent.engineer.prototypes import definition_fault
@@ -240,21 +240,35 @@ def test_pair_of_kernels_with_the_same_names_in_them_passes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kv_cache", "mlp"])
-def test_pair_of_bundled_kernels_passes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pair_of_bundled_kernels_passes_and_a_fused_kernel_is_weighed_against_it(
+    name: str, tmp_path: Path, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Caches that are changed in place by the first and read by the second; axes that swap their names."""
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     task = tasks.load(name, "cpu")
-    task = task.model_copy(update={"workloads": task.workloads[-1:]})
+    task = task.model_copy(update={"workloads": task.held_out[1:2], "held_out": task.held_out[2:]})
     chain = chain_of(task)
-    unfused = pair.unfused(task, chain, [tasks.seeds(piece.task)[1] for piece in chain.pieces])
+    kernels = [tasks.seeds(piece.task)[1] for piece in chain.pieces]
+    for kernel in kernels:
+        archive.add(kernel)
+    unfused = pair.unfused(task, chain, kernels)
+    fused = tasks.seeds(task)[1].model_copy(
+        update={"operator": "compose", "proposer": "scripted", "parents": unfused.parents}
+    )
     launcher, _ = choose("local")
     with (
         Toolchain(tmp_path / "builds", launcher=launcher) as toolchain,
         Judge(detect("cpu"), toolchain, launcher) as judge,
     ):
         verdict = judge.judge(task, unfused).verdict
+        weighed = fusion.weighed(judge, task, fused, judge.judge(task, fused), archive)
     launcher.close()
     assert isinstance(verdict, Passed), verdict
+    assert isinstance(weighed.verdict, Passed)
+    against = weighed.verdict.against
+    assert against is not None
+    assert (against.pair, against.speedup is not None) == (unfused.id, True)
+    assert fusion.kept(weighed) == against.faster
 
 
 def test_prompt_is_told_what_is_changed_in_place() -> None:

@@ -31,6 +31,14 @@ def test_bundled_tasks_are_the_documented_ones() -> None:
     assert tasks.available() == sorted([*whole, *parts])
 
 
+def test_task_that_writes_nothing_is_refused(toy_folder: Path) -> None:
+    edit(toy_folder, 'outputs = [{ name = "out", shape = ["N"] }]\n', "")
+    with pytest.raises(
+        TaskError, match="got no outputs and no inouts, wanted at least one tensor that a kernel writes"
+    ):
+        tasks.load(str(toy_folder), "cpu")
+
+
 def test_task_is_found_by_path_and_by_root(toy_folder: Path) -> None:
     by_path = tasks.load(str(toy_folder), "cpu")
     assert by_path == tasks.load("toy", "cpu", [tasks.bundled(), toy_folder.parent])
