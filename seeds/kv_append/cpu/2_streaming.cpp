@@ -1,7 +1,7 @@
-// 2: streaming stores, which do not read what they overwrite, for copies of LEAST rows or more; fewer threads than that
-// are worth waking copy the rest alone.
-// Any shape; x86 with AVX only (elsewhere ordinary copies). Beats 1 on long prompts; where whoever attends next would
-// find the rows in cache, it takes that away.
+// 2: streaming stores, which do not read what they overwrite, where there are LEAST rows or more; what is small is copied
+// by one thread.
+// Any shape; x86 with AVX only (elsewhere ordinary copies). Meant for long prompts on many cores: on two shared ones it was
+// no faster than 1. Where whoever attends next would find the rows in cache, it takes that away.
 #include <algorithm>
 #include <cstring>
 #if defined(__AVX__)
