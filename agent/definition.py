@@ -42,7 +42,7 @@ class Definition(BaseModel):
     bytes: str
     flops: str
     tolerance: float = Field(default=3.0, gt=0)
-    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = ()
     inouts: tuple[TensorSpec, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
     scalars: tuple[ScalarSpec, ...] = ()
@@ -57,6 +57,8 @@ class Definition(BaseModel):
 def read(path: Path) -> Definition:
     """The task.toml at `path`, names and expressions checked, workloads in the order of the signature."""
     definition = _parsed(path)
+    if not definition.outputs and not definition.inouts:
+        raise TaskError(f"{path}: got no outputs and no inouts, wanted at least one tensor that a kernel writes")
     _check_names(definition, path)
     _check_expressions(definition, path)
     sections = {"cuda": definition.cuda, "cpu": definition.cpu}

@@ -148,6 +148,10 @@ def _faults(task: Task, chain: Chain, so_far: Sequence[Piece], piece: Piece) -> 
     for scalar in own.scalars:
         if given.get(scalar.name) != scalar.type:
             yield f"{task.name} has no scalar {scalar.name} of type {scalar.type}"
+    only_read = {tensor.name for tensor in task.inputs}
+    for tensor in (*own.outputs, *own.inouts):
+        if part.tensor(tensor.name) in only_read:
+            yield f"it writes {tensor.name}, which is {part.tensor(tensor.name)}, an input of {task.name}"
     there = {tensor.name for tensor in task.tensors}
     there |= {earlier.part.tensor(output.name) for earlier in so_far for output in earlier.task.outputs}
     for tensor in own.tensors:

@@ -42,7 +42,11 @@ def glue_words(task: Task, chain: Chain) -> list[str]:
     """What happens between the parts, in words."""
     shapes = {name: ", ".join(tensor.shape) for name, tensor in chain.between.items()}
     words = [f"`{name}` [{shape}] goes from one part to the next." for name, shape in shapes.items()]
+    changed = {tensor.name: ", ".join(tensor.shape) for tensor in task.inouts}
     for piece in chain.pieces:
+        for tensor in piece.task.inouts:
+            if (name := piece.part.tensor(tensor.name)) in changed:
+                words.append(f"`{name}` [{changed[name]}] is changed in place by {piece.task.name}.")
         for name, order in piece.part.permute.items():
             source = chain.tensor(task, piece.part.tensor(name))
             turned = ", ".join(source.shape[i] for i in order)

@@ -1,6 +1,7 @@
 """The pair on cuda: the launches of the parts in one plan, each kernel behind one that has the parameters of the whole.
 
-Not covered: tensor maps of what lies between two parts, and workspaces that depend on the device's figures.
+Not covered: tensor maps of what lies between two parts, and workspaces that depend on the device's figures, but for
+that of the last part.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _COPYING = 256
 
 def source(task: Task, chain: Chain, steps: Sequence[Step]) -> str:
     """The whole file."""
-    for step in steps:
+    # The last region's size is asked of the plan alone.
+    for step in steps[:-1]:
         if step.plan.workspace and step.plan.workspace.names() & set(CUDA_FIGURES):
             raise NoPair(f"the workspace of {step.kernel.task} {step.kernel.id[:10]} depends on the device")
     maps = tuple(name for step in steps for name in _maps(step))

@@ -35,9 +35,11 @@ def load_reference(task: Task) -> ModuleType:
 
 
 def call(function: Function, values: Sequence[Tensor], workload: Workload) -> tuple[Tensor, ...]:
-    """The outputs of a reference, baseline or oracle; in-outs among `values` are changed in place."""
+    """The outputs of a reference, baseline or oracle, none if it returns None; in-outs are changed in place."""
     with torch.no_grad():
         result = function(*values, **workload.scalars)
+    if result is None:
+        return ()
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import pair, parts, steps, tasks, words
+from agent import fusion, pair, parts, steps, tasks, words
 from agent.config import Budget
 from agent.engineer.engineer import Desk, Engineer, Writer
 from agent.engineer.prototypes import definition_fault
@@ -21,7 +21,7 @@ from agent.steps import Clients, Composition, Event, Judged, Unused
 from archive import Archive, Run
 from sandbox import plan as launch_plan
 from sandbox.contract import BuildFailed, Candidate, Interval, Passed, Target, Task, Verdict
-from sandbox.devices import detect
+from sandbox.devices import cross, detect
 from sandbox.errors import TaskError
 from sandbox.judge import Duel, Judge
 from sandbox.launch import choose
@@ -173,6 +173,22 @@ def test_parts_of_the_bundled_task_fit(target: Target) -> None:
     assert {name: tensor.shape for name, tensor in chain.between.items()} == {"heads": ("B", "H", "S", "D")}
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("name", "wanted", "between"),
+    [
+        ("kv_cache", ["kv_append", "decode_attention"], {}),
+        ("mlp", ["swiglu", "linear"], {"hidden": ("M", "N")}),
+    ],
+)
+def test_parts_of_tasks_with_in_outs_and_with_swapped_axes_fit(
+    name: str, target: Target, wanted: list[str], between: dict[str, tuple[str, ...]]
+) -> None:
+    chain = chain_of(tasks.load(name, target))
+    assert [piece.task.name for piece in chain.pieces] == wanted
+    assert {name: tensor.shape for name, tensor in chain.between.items()} == between
+
+
 def test_other_tasks_have_no_parts() -> None:
     assert parts.read(tasks.load("vector_add", "cpu")) is None
 
@@ -188,6 +204,7 @@ def test_other_tasks_have_no_parts() -> None:
         ("[0, 2, 1, 3]", "[0, 2, 1]", r"permute: x = \[0, 2, 1\], wanted dimensions \[0, 1, 2, 3\]"),
         ("permute", "transpose", "Extra inputs are not permitted"),
         ('x = "scaled" }', 'x = "scaled", out = "sums" }', "no part writes out"),
+        ('out = "scaled"', 'out = "x"', "it writes out, which is x, an input of scaled_means"),
         ("[[parts]]", "[[part]]", "parts"),
         ('"H", "S", "D"]', '"H", "S"]', r"its out is \[768\] where scaled is \[2, 3, 8\], on B2"),
     ],
@@ -219,6 +236,47 @@ def test_pair_of_kernels_with_the_same_names_in_them_passes(
         assert isinstance(verdict, Passed), verdict
         assert judge.duel(task, seed(folder, "scaled_means"), unfused, rounds=2, processes=1).interval.ratio > 0
     launcher.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kv_cache", "mlp"])
+def test_pair_of_bundled_kernels_passes_and_a_fused_kernel_is_weighed_against_it(
+    name: str, tmp_path: Path, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches that are changed in place by the first and read by the second; axes that swap their names."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    task = tasks.load(name, "cpu")
+    task = task.model_copy(update={"workloads": task.held_out[1:2], "held_out": task.held_out[2:]})
+    chain = chain_of(task)
+    kernels = [tasks.seeds(piece.task)[1] for piece in chain.pieces]
+    for kernel in kernels:
+        archive.add(kernel)
+    unfused = pair.unfused(task, chain, kernels)
+    fused = tasks.seeds(task)[1].model_copy(
+        update={"operator": "compose", "proposer": "scripted", "parents": unfused.parents}
+    )
+    launcher, _ = choose("local")
+    with (
+        Toolchain(tmp_path / "builds", launcher=launcher) as toolchain,
+        Judge(detect("cpu"), toolchain, launcher) as judge,
+    ):
+        verdict = judge.judge(task, unfused).verdict
+        weighed = fusion.weighed(judge, task, fused, judge.judge(task, fused), archive)
+    launcher.close()
+    assert isinstance(verdict, Passed), verdict
+    assert isinstance(weighed.verdict, Passed)
+    against = weighed.verdict.against
+    assert against is not None
+    assert (against.pair, against.speedup is not None) == (unfused.id, True)
+    assert fusion.kept(weighed) == against.faster
+
+
+def test_prompt_is_told_what_is_changed_in_place() -> None:
+    task = tasks.load("kv_cache", "cpu")
+    assert pair.glue_words(task, chain_of(task)) == [
+        "`k_cache` [B, Hkv, L, D] is changed in place by kv_append.",
+        "`v_cache` [B, Hkv, L, D] is changed in place by kv_append.",
+    ]
 
 
 def test_pair_says_what_it_is_and_what_lies_between(folder: Path) -> None:
@@ -257,6 +315,23 @@ def test_pair_of_bundled_kernels_compiles_for_gpus(tmp_path: Path, arch: str, se
         *(f"part_2_{launch.kernel}" for launch in launch_plan.parse(kernels[1].source, chain.pieces[1].task).launches),
     ]
     assert not definition_fault(unfused.source, task, plan)
+    with Toolchain(tmp_path / "builds") as toolchain:
+        macros = launch_plan.macros(task, plan, task.workloads[0], {})
+        built = toolchain.build(unfused.source, "cuda", macros, arch)
+    assert {kernel.kernel for kernel in built.kernels} == {launch.kernel for launch in plan.launches}
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_90a"])
+@pytest.mark.parametrize("name", ["kv_cache", "mlp"])
+def test_pair_of_kernels_with_in_outs_or_swapped_axes_compiles_for_gpus(tmp_path: Path, name: str, arch: str) -> None:
+    """The workspace of flash decoding depends on the device, which the last part's may; no GPU has run them."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra [cuda]")
+    task = tasks.load(name, "cuda")
+    chain = chain_of(task)
+    unfused = pair.unfused(task, chain, [tasks.seeds(piece.task)[1] for piece in chain.pieces])
+    plan = launch_plan.parse(unfused.source, task)
+    assert not definition_fault(unfused.source, task, plan)
+    assert launch_plan.resolve(plan, task, task.workloads[0], {}, cross(arch)).launches
     with Toolchain(tmp_path / "builds") as toolchain:
         macros = launch_plan.macros(task, plan, task.workloads[0], {})
         built = toolchain.build(unfused.source, "cuda", macros, arch)

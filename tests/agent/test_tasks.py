@@ -26,7 +26,17 @@ def test_every_bundled_task_loads_with_two_seeds_or_more(name: str, target: task
 
 
 def test_bundled_tasks_are_the_documented_ones() -> None:
-    assert tasks.available() == ["attention", "attention_layernorm", "kv_cache", "layernorm", "mlp", "vector_add"]
+    whole = ["attention", "attention_layernorm", "kv_cache", "layernorm", "mlp", "vector_add"]
+    parts = ["decode_attention", "kv_append", "linear", "swiglu"]
+    assert tasks.available() == sorted([*whole, *parts])
+
+
+def test_task_that_writes_nothing_is_refused(toy_folder: Path) -> None:
+    edit(toy_folder, 'outputs = [{ name = "out", shape = ["N"] }]\n', "")
+    with pytest.raises(
+        TaskError, match="got no outputs and no inouts, wanted at least one tensor that a kernel writes"
+    ):
+        tasks.load(str(toy_folder), "cpu")
 
 
 def test_task_is_found_by_path_and_by_root(toy_folder: Path) -> None:

@@ -11,7 +11,18 @@ from sandbox.devices import cross, detect
 from sandbox.judge import Judge
 from sandbox.toolchain import Toolchain
 
-TASKS = ("vector_add", "layernorm", "attention", "attention_layernorm", "kv_cache", "mlp")
+TASKS = (
+    "vector_add",
+    "layernorm",
+    "attention",
+    "attention_layernorm",
+    "kv_cache",
+    "mlp",
+    "kv_append",
+    "decode_attention",
+    "swiglu",
+    "linear",
+)
 SEEDS: dict[Target, list[tuple[str, str]]] = {
     target: [(name, seed.note) for name in TASKS for seed in tasks.seeds(tasks.load(name, target))]
     for target in ("cuda", "cpu")
