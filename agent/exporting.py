@@ -5,18 +5,25 @@ Not covered: how a package is written and built of them (compose, export), and j
 
 from __future__ import annotations
 
+import keyword
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from agent import fusion, steps, tasks
+from agent import compose, fusion, steps, tasks
 from agent.compose import Part, Winner
+from agent.export import hub as hubs
+from agent.export import wheel as wheels
 from agent.steps import Judged, Winners
 from archive import Archive, standing
 from sandbox import devices, statistics
-from sandbox.contract import JUDGE_VERSION, Candidate, Device, Interval, Passed, Record, Target, Task
+from sandbox.contract import JUDGE_VERSION, Device, Interval, Passed, Record, Target, Task
 from sandbox.errors import BadInput, TaskError
+from sandbox.toolchain import Toolchain
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 class Award(Record):
@@ -39,6 +46,23 @@ class Award(Record):
         old = self.judge_version < JUDGE_VERSION
         version = f"judged with version {self.judge_version} of the judge, this is {JUDGE_VERSION}" if old else ""
         return "; ".join(part for part in ("" if self.confirmed else "not confirmed", version) if part)
+
+
+class Exported(Record):
+    """What was written."""
+
+    package: str
+    project: Path
+    """Folder with everything that the wheel is built of."""
+    wheel: Path | None = None
+    wheel_bytes: int = 0
+    hub: Path | None = None
+    """Folder in the layout of Hugging Face's kernels."""
+    awards: tuple[Award, ...]
+    left_out: dict[str, str] = {}
+    ok: bool | None = None
+    """Whether the wheel's own `verify` passed on this machine; None where it was not asked."""
+    message: str = ""
 
 
 class Chosen(Record):
@@ -64,11 +88,12 @@ def choose(
     judged = [(c, j) for c, j in archive.judgements() if c.form == "kernel"]
     chosen_target = _target(judged, target)
     judged = [(c, j) for c, j in judged if j.target == chosen_target]
-    if wanted:
-        found, left_out = [_task(archive, name, chosen_target) for name in wanted], {}
-    else:
+    left_out: dict[str, str] = {}
+    found = [_task(archive, name, chosen_target) for name in wanted]
+    if not wanted:
         found, left_out = _all_tasks(archive, judged, chosen_target)
-    parts, awards = [], []
+    parts: list[Part] = []
+    awards: list[Award] = []
     for task in found:
         own = [(c, j) for c, j in judged if (j.task, j.task_version) == (task.name, task.version)]
         for device in _devices(task, own, on):
@@ -76,6 +101,33 @@ def choose(
             parts.append(_part(task, device, won))
             awards += _awards(task, device, won)
     return Chosen(parts=tuple(parts), awards=tuple(awards), left_out=left_out)
+
+
+def check_name(name: str) -> None:
+    """BadInput where a package cannot be called so."""
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise BadInput(f"--name {name!r}: wanted lower-case letters, digits and single underscores, such as my_kernels")
+
+
+def export(
+    chosen: Chosen, toolchain: Toolchain, out: Path, name: str, wheel: bool = True, hub: bool = False
+) -> Exported:
+    """Write the project, build the wheel of it, and have the wheel verify itself here."""
+    composed = compose.compose(chosen.parts, toolchain, out, name)
+    exported = Exported(package=composed.package, project=composed.root, awards=chosen.awards, left_out=chosen.left_out)
+    if not wheel:
+        return exported
+    built = wheels.build_wheel(composed.root, out)
+    ok, message = wheels.verify_wheel(built, composed.package)
+    return exported.model_copy(
+        update={
+            "wheel": built,
+            "wheel_bytes": built.stat().st_size,
+            "hub": hubs.write(composed, built, chosen.parts[0].task.target, out) if hub else None,
+            "ok": ok,
+            "message": message,
+        }
+    )
 
 
 # ---------------------------------------------------------------- tasks
@@ -100,8 +152,8 @@ def _task(archive: Archive, name_or_path: str, target: Target) -> Task:
     task = tasks.load(place, target)
     if task.module is not None:
         raise TaskError(
-            f"task {task.name!r} is made of a PyTorch file, whose reference needs Warpsmith to run and cannot be shipped; "
-            "wanted a task folder or a FlashInfer definition"
+            f"task {task.name!r} is made of a PyTorch file: its reference runs within Warpsmith only and cannot be "
+            "shipped; wanted a task folder or a FlashInfer definition"
         )
     return task
 
@@ -163,7 +215,9 @@ def _cpu(task: Task, names: Sequence[str], on: Sequence[str]) -> Device:
     if here.name in names:
         return here
     if on and len(names) > 1:
-        raise BadInput(f"{' or '.join(on)!r} fits {len(names)} CPUs of task {task.name!r}: {'; '.join(names)}; wanted one")
+        raise BadInput(
+            f"{' or '.join(on)!r} fits {len(names)} CPUs of task {task.name!r}: {'; '.join(names)}; wanted one"
+        )
     return devices.elsewhere(names[0], "cpu").model_copy(update={"arch": platform.machine()})
 
 

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    verify = commands.add_parser("verify", help="compare every operator with PyTorch, in float64; exit 0 if all is right")
+    verify = commands.add_parser(
+        "verify", help="compare every operator with PyTorch, in float64; exit 0 if all is right"
+    )
     verify.add_argument("--seed", type=int, help="of the random data; a fresh one by default")
     bench = commands.add_parser("bench", help="time every operator beside eager PyTorch, torch.compile and libraries")
     bench.add_argument("--rounds", type=_positive, default=20, help="more rounds, narrower intervals (default 20)")
@@ -112,8 +114,7 @@ def bench_lines(found: dict[str, Any]) -> Iterator[str]:
             timing["subject"],
             f"{timing['median_ms']:.4g}",
             "{:.4g}–{:.4g}".format(*timing["interval_ms"]),
-            f"{timing['speedup']:.2f}",
-            "{:.2f}–{:.2f}".format(*timing["speedup_interval"]),
+            *(("–", "") if timing["subject"] == "kernel" else _speedup(timing)),
         )
         for row in found["rows"]
         for timing in row["timings"]
@@ -123,6 +124,10 @@ def bench_lines(found: dict[str, Any]) -> Iterator[str]:
     for row in found["rows"]:
         for subject, why in row["missing"].items():
             yield f"not timed: {row['task']}, {row['workload']}, {subject}: {why}"
+
+
+def _speedup(timing: dict[str, Any]) -> tuple[str, str]:
+    return f"{timing['speedup']:.2f}", "{:.2f}–{:.2f}".format(*timing["speedup_interval"])
 
 
 def provenance_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -92,7 +92,8 @@ def _call(name: str, task: dict[str, Any], size: dict[str, Any]) -> Call:
 
 
 def _bytes(tensor: dict[str, Any]) -> int:
-    return math.prod(tensor["shape"]) * torch.empty((), dtype=getattr(torch, tensor["dtype"])).element_size()
+    size: int = math.prod(tensor["shape"])
+    return size * torch.empty((), dtype=getattr(torch, tensor["dtype"])).element_size()
 
 
 # ---------------------------------------------------------------- arguments
