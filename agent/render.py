@@ -16,8 +16,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from agent.boards import leaderboard
 from agent import words
+from agent.boards import leaderboard
 from agent.words import (
     NAMED,
     conditions_words,
