@@ -2,8 +2,8 @@
 
     python -m bench.wheel_matrix WHEEL --torch 2.10.0 --torch 2.13.0 --torch 2.15.0 [--venvs FOLDER]
 
-Each environment is made with the venv module and pip, if it is not there yet, and holds PyTorch, pytest and the wheel; the
-tests are those of tests/agent/export/installed, copied out of the source tree. Not covered: GPUs.
+Each environment is made with the venv module and pip, if it is not there yet, and holds PyTorch, pytest and the wheel;
+the tests are those of tests/agent/export/installed, copied out of the source tree. Not covered: GPUs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "agent" / "export" / "installed"
 RESULTS = Path(__file__).parent / "results"
 NEEDED = ("pytest", "numpy")
+LEGEND = """\
+In each environment there are PyTorch, pytest and the wheel; the tests are run from a copy outside the source tree. They
+cover opcheck, gradients, compiling with fullgraph, strided and odd inputs, the layers, `patch`, and refusals at import.
+"""
 
 
 class Outcome(BaseModel):
@@ -142,9 +146,8 @@ def page(matrix: Matrix) -> Iterator[str]:
     yield f"- Machine: {matrix.machine}"
     yield f"- Date: {matrix.measured_at[:16]} UTC"
     yield f"- Command: `{matrix.command}`\n"
-    yield "In each environment there are PyTorch, pytest and the wheel; tests run from a copy outside the source tree: "
-    yield "opcheck, gradients, compiling with fullgraph, strided and odd inputs, the layers, `patch`, refusals at import.\n"
-    yield "| PyTorch | Python | tests of the installed package | `verify`: calls that agree with float64 | by a kernel |"
+    yield LEGEND
+    yield "| PyTorch | Python | tests of the installed package | `verify`: agree with float64 | by a kernel |"
     yield "|---|---|---|---|---|"
     for each in matrix.outcomes:
         yield f"| {each.torch} | {each.python} | {each.tests} | {each.agreed} of {each.compared} | {each.by_kernel} |"

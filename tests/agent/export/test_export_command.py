@@ -172,7 +172,7 @@ def test_a_task_that_is_not_built_in_is_found_where_a_run_of_it_found_it(
             verdict=verdict,
             seconds=1.0,
             judged_at="2026-01-02T03:04:05+00:00",
-        )  # fmt: skip
+        )
     )
     assert choose(archive, "cpu", ["toy"]).parts[0].task.folder == toy_folder.resolve()
     assert choose(archive, "cpu").parts[0].task.folder == toy_folder.resolve()
@@ -184,8 +184,8 @@ def test_bad_requests_say_what_there_is(archive: Archive, judged: Judged, tmp_pa
     judged("one", passed("vector_add", "cpu", 1.0, 1.0))
     module = tmp_path / "relu.py"
     module.write_text(
-        "import torch\nfrom torch import nn\n\nclass Model(nn.Module):\n    def forward(self, x):\n        return x.relu()\n\n"
-        "def get_inputs():\n    return [torch.randn(4, 8)]\n\ndef get_init_inputs():\n    return []\n"
+        "import torch\nfrom torch import nn\n\nclass Model(nn.Module):\n    def forward(self, x):\n"
+        "        return x.relu()\n\ndef get_inputs():\n    return [torch.randn(4, 8)]\n\ndef get_init_inputs():\n    return []\n"
     )
     for wanted, on, message in (
         (["layernorm"], (), "no kernel of task 'layernorm' has passed for target 'cpu'; devices with one: none"),
