@@ -131,7 +131,32 @@ def _speedup(timing: dict[str, Any]) -> tuple[str, str]:
 
 
 def provenance_lines(found: dict[str, Any]) -> Iterator[str]:
-    yield json.dumps(found, indent=2)
+    tasks = found["tasks"]
+    measured = [_measured(name, each) for name, task in tasks.items() for each in task["workloads"]]
+    yield f"{found['package']}, torch.ops.{found['namespace']}: what the judge measured, for {found['target']}\n"
+    yield from table(("task", "workload", "kernel", "ms", "95 %", "× eager", "× compile", "judge", "on"), measured)
+    yield ""
+    kernels = [(i[:12], name, each) for name, task in tasks.items() for i, each in task["candidates"].items()]
+    yield from table(
+        ("kernel", "task", "by", "of", "source", ""),
+        [(i, task, each["proposer"], _parents(each), each["source"], each["title"]) for i, task, each in kernels],
+    )
+    yield "\n--json prints everything: compiled files with their hashes, macros, regions, versions of what measured"
+
+
+def _measured(task: str, each: dict[str, Any]) -> tuple[str, ...]:
+    """One workload's winner, and its numbers where it was judged."""
+    if "latency_ms" not in each:
+        return (task, each["workload"], each["candidate"][:12], "–", "", "–", "–", "", each.get("device", ""))
+    low, high = each["latency_interval_ms"]
+    against = (f"{each['speedup'][name]:.2f}" if name in each["speedup"] else "–" for name in ("eager", "compile"))
+    judge = f"version {each['judge_version']}"
+    kernel, latency = each["candidate"][:12], f"{each['latency_ms']:.4g}"
+    return (task, each["workload"], kernel, latency, f"{low:.4g}–{high:.4g}", *against, judge, each["device"])
+
+
+def _parents(each: dict[str, Any]) -> str:
+    return ", ".join(parent[:12] for parent in each["parents"]) or "–"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

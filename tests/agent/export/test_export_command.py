@@ -185,7 +185,8 @@ def test_bad_requests_say_what_there_is(archive: Archive, judged: Judged, tmp_pa
     module = tmp_path / "relu.py"
     module.write_text(
         "import torch\nfrom torch import nn\n\nclass Model(nn.Module):\n    def forward(self, x):\n"
-        "        return x.relu()\n\ndef get_inputs():\n    return [torch.randn(4, 8)]\n\ndef get_init_inputs():\n    return []\n"
+        "        return x.relu()\n\ndef get_inputs():\n    return [torch.randn(4, 8)]\n\n"
+        "def get_init_inputs():\n    return []\n"
     )
     for wanted, on, message in (
         (["layernorm"], (), "no kernel of task 'layernorm' has passed for target 'cpu'; devices with one: none"),

@@ -227,6 +227,16 @@ def test_a_damaged_library_is_refused_in_one_sentence(package: ModuleType, pytho
     assert re.match(r"ImportError: .*(damaged|sha256)", last), last
 
 
+def test_damaged_kernels_are_refused_in_one_sentence(package: ModuleType, python: Python, tmp_path: Path) -> None:
+    """The library of kernels for this CPU's instructions, where there is one beside that of the operators."""
+    libraries = [path for path in copied(package, tmp_path).glob("_*.so") if not path.name.startswith("_C")]
+    for library in libraries:
+        library.write_bytes(library.read_bytes()[:-1])
+    if libraries:
+        last = refusal(python(f"import {NAME}", PYTHONPATH=str(tmp_path)))
+        assert re.match(r"ImportError: .*damaged", last), last
+
+
 def test_a_missing_library_is_refused_in_one_sentence(package: ModuleType, python: Python, tmp_path: Path) -> None:
     (library,) = copied(package, tmp_path).glob("_C*.so")
     library.unlink()
