@@ -41,8 +41,7 @@ def write(composed: Composed, wheel: Path, target: Target, out: Path) -> Path:
     system = f"{platform.machine()}-linux"
     for backend in BACKENDS[target]:
         _variant(composed, wheel, target, root / "build" / f"{ABI}-{backend}-{system}")
-    for name in ("csrc", "kernels"):
-        shutil.copytree(composed.root / name, root / name)
+    shutil.copytree(composed.root / "csrc", root / "csrc")
     names = {"package": composed.package, "name": hub_name(composed.package), "target": target}
     sources = sorted(path.relative_to(root).as_posix() for path in (root / "csrc").rglob("*") if path.is_file())
     (root / "build.toml").write_text(render("build.toml.j2", version=VERSION, sources=sources, **names))

@@ -68,7 +68,7 @@ def verify_wheel(wheel: Path, package: str, timeout_s: float = 1800) -> tuple[bo
         except subprocess.TimeoutExpired as exc:
             raise Infrastructure(f"verifying {wheel.name} took longer than {timeout_s:g} s") from exc
     if not done.stdout:
-        return False, f"{package} could not be verified:\n{done.stderr[-4000:]}"
+        return False, f"{package} could not be verified, it ended with status {done.returncode}:\n{done.stderr[-4000:]}"
     return _said(json.loads(done.stdout))
 
 
