@@ -379,7 +379,7 @@ def suitable(
 
 def _compose(task: Task, winners: Winners, tools: Toolchain, judge: Judge, out: Path) -> Composition:
     chosen = {name: compose.Winner(candidate=c, judgement=j) for name, (c, j) in winners.items()}
-    composed = compose.compose(task, chosen, tools, judge.device, out)
+    composed = compose.compose([compose.Part(task=task, device=judge.device, winners=chosen)], tools, out)
     report = compose.verify(composed.root, task)
     return Composition(root=composed.root, package=composed.package, ok=report.ok, message=report.message)
 

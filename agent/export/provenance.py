@@ -5,26 +5,51 @@ Not covered: the lineage behind a candidate's parents, which the archive knows.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from agent.export.coverage import Specialisation, Variant, Winner, served
+from agent.export.coverage import Library, Op, Part, Specialisation, Variant, Winner, served
 from agent.export.rendering import title
-from sandbox.contract import Device, Passed, Task, Timing
+from agent.export.signature import schema
+from sandbox.contract import Passed, Task, Timing
+from sandbox.errors import BadInput
 
 
-def provenance(
-    task: Task, package: str, variants: tuple[Variant, ...], winners: dict[str, Winner], device: Device
-) -> dict[str, Any]:
+def provenance(library: Library, levels: Sequence[str] = ()) -> dict[str, Any]:
     """Where everything in the tree comes from, as plain JSON values."""
     return {
-        "package": package,
-        "task": task.name,
-        "task_version": task.version,
-        "target": task.target,
-        "device": device.model_dump(mode="json"),
-        "served": served(task, variants),
-        "workloads": {name: _award(name, winner) for name, winner in winners.items()},
-        "candidates": {v.candidate.id: _origin(task, v) for v in variants},
+        "package": library.package,
+        "namespace": library.namespace,
+        "target": library.target,
+        "levels": list(levels),
+        "tasks": {op.task.name: _task(op) for op in library.ops},
+    }
+
+
+def read(root: Path) -> dict[str, Any]:
+    """The provenance of a composed tree; BadInput where `root` is none."""
+    try:
+        known: dict[str, Any] = json.loads((root / root.name / "provenance.json").read_text())
+    except (OSError, ValueError) as exc:
+        raise BadInput(f"{root} is no composed extension: {exc}") from exc
+    return known
+
+
+def _task(op: Op) -> dict[str, Any]:
+    return {
+        "task_version": op.task.version,
+        "summary": op.task.summary,
+        "schema": schema(op.task),
+        "devices": [part.device.model_dump(mode="json") for part in op.parts],
+        "served": served(op.task, op.variants),
+        "workloads": [
+            {"workload": name, **_award(name, part, winner)}
+            for part in op.parts
+            for name, winner in part.winners.items()
+        ],
+        "candidates": {v.candidate.id: _origin(op.task, v) for v in op.variants},
     }
 
 
@@ -34,10 +59,14 @@ def _timing(name: str, winner: Winner) -> Timing | None:
     return next((timing for timing in timings if timing.workload == name), None)
 
 
-def _award(name: str, winner: Winner) -> dict[str, Any]:
+def _award(name: str, part: Part, winner: Winner) -> dict[str, Any]:
     """What a workload's winner was measured at."""
     timing, judgement = _timing(name, winner), winner.judgement
-    award: dict[str, Any] = {"candidate": winner.candidate.id, "judged": judgement is not None}
+    award: dict[str, Any] = {
+        "candidate": winner.candidate.id,
+        "judged": judgement is not None,
+        "arch": part.device.arch,
+    }
     if judgement:
         award |= judgement.model_dump(mode="json", include={"device", "judge_version", "judged_at", "versions"})
     if timing:
@@ -78,6 +107,8 @@ def _compiled(spec: Specialisation) -> dict[str, Any]:
     return {
         "dtype": spec.dtype,
         "statics": spec.statics,
+        "bounds": spec.bounds,
+        "flags": spec.flags,
         "macros": spec.macros,
         "artifacts": artifacts,
         "does_not_compile_for": spec.missing,
