@@ -72,6 +72,13 @@ def dtype_source(task: Task) -> str:
     raise BadInput(f"task {task.name}: no input or in-out has dtype {SCALAR_T}, so the call's dtype cannot be known")
 
 
+def schemas(task: Task) -> list[str]:
+    """The operator, PyTorch's own way to compute it, and its gradient where there is one."""
+    scalars = "".join(f"{s.type} {s.name}, " for s in task.scalars)
+    backward = f"{task.name}_backward(Tensor[] grads, Tensor[] tensors, {scalars}bool[] needs) -> Tensor[]"
+    return [schema(task), schema(task, "_reference"), *([] if task.inouts else [backward])]
+
+
 def schema(task: Task, suffix: str = "") -> str:
     """The operator's schema in PyTorch's notation, or with a suffix that of another on the same arguments."""
     aliases = iter("abcdefghijklmnop")

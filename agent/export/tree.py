@@ -103,7 +103,7 @@ def _common(library: Library) -> dict[str, Any]:
         "levels": () if cuda else cpu.levels(library),
         "version": f"0.1.0+{library.namespace[-8:]}",
         "names": [op.task.name for op in library.ops],
-        "ops": [_op(op.task) for op in library.ops],
+        "ops": [_op(op) for op in library.ops],
         "title": "; ".join(op.task.summary for op in library.ops),
         "static": [name for name in ("layers", "patching") if (PACKAGE / f"{name}.py").exists()],
     }
@@ -159,8 +159,9 @@ def _members(task: Task, workload: Workload) -> list[str]:
     return [*(str(workload.axes[axis]) for axis in task.axes), *scalars]
 
 
-def _op(task: Task) -> dict[str, Any]:
+def _op(op: Op) -> dict[str, Any]:
     """A task's face to PyTorch, in C++ and Python."""
+    task = op.task
     arguments = signature.arguments(task)
     scalars = [f"{'double' if s.type == 'float' else 'int64_t'} arg_{s.name}" for s in task.scalars]
     names = [t.name for t in arguments] + [s.name for s in task.scalars]
@@ -179,7 +180,8 @@ def _op(task: Task) -> dict[str, Any]:
         "sources": signature.axis_sources(task),
         "dtype_source": signature.dtype_source(task),
         "schema": signature.schema(task),
-        "reference_schema": signature.schema(task, "_reference"),
+        "schemas": signature.schemas(task),
+        "dtypes": sorted({spec.dtype for variant in op.variants for spec in variant.specialisations}),
         "cpp_arguments": ", ".join([f"const Tensor& arg_{t.name}" for t in arguments] + scalars),
         "cpp_parameters": ", ".join([f"Tensor arg_{t.name}" for t in arguments] + scalars),
         "cpp_names": ", ".join(f"arg_{name}" for name in names),

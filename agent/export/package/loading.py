@@ -68,7 +68,8 @@ def use_kernels(library: ctypes.CDLL, path: Path) -> None:
     """Hand over the kernels of the best level that this CPU has; without any, PyTorch computes everything."""
     kernels = library if path.parent != HERE else level_library(library)
     if kernels is not None:
-        library.warpsmith_use(ctypes.addressof(ctypes.c_void_p.in_dll(kernels, "warpsmith_kernels")))
+        table = ctypes.c_void_p.in_dll(kernels, "warpsmith_kernels")
+        library.warpsmith_use(ctypes.c_void_p(ctypes.addressof(table)))
 
 
 def level_library(library: ctypes.CDLL) -> ctypes.CDLL | None:
