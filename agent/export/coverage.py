@@ -7,15 +7,17 @@ Also the region each of them was proven in. Not covered: which of them a call ta
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Target, Task, Workload
 from sandbox.errors import BadInput
 from sandbox.plan import Plan, macros, plan_of
-from sandbox.toolchain import CompileFailed, Toolchain
+from sandbox.toolchain import LEVELS, CompileFailed, Toolchain
 
 ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90a")
 """What a cuda extension is compiled for besides the judged architecture."""
+_NAMES_CPU = re.compile(r"intrin\.h|__builtin_ia32|\basm\b|__asm|#\s*error|__attribute__\s*\(\(\s*target")
 
 
 class Winner(Record):
@@ -59,7 +61,7 @@ class Specialisation(Record):
     """The values each int scalar that is not static was proven for."""
     images: tuple[Image, ...]
     missing: dict[str, str] = {}
-    """Architectures it does not compile for, with the compiler's first line."""
+    """Architectures, on cpu levels, it does not compile for, with the compiler's first line."""
 
 
 class Variant(Record):
@@ -227,7 +229,8 @@ class _Builds:
         source, definitions, arch = self.winner.candidate.source, self.definitions(workload), self.device.arch
         artifact = self.toolchain.build(source, self.task.target, definitions, arch)
         image = Image(arch=arch, artifact=artifact, judged=self._was_judged())
-        others, missing = self._elsewhere(definitions) if self.task.target == "cuda" else ([], {})
+        elsewhere = self._elsewhere if self.task.target == "cuda" else self._levels
+        others, missing = elsewhere(definitions)
         values = {**workload.axes, **workload.scalars}
         self.made.append(
             Specialisation(
@@ -254,6 +257,16 @@ class _Builds:
     def _was_judged(self) -> bool:
         return self.winner.judgement is not None and self.winner.judgement.device == self.device.name
 
+    def _levels(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
+        """The levels for which there is no code. Only a source that names the CPU can fail where another compiled."""
+        missing = {}
+        for level in levels(self.device) if _NAMES_CPU.search(self.winner.candidate.source) else ():
+            try:
+                self.toolchain.build(self.winner.candidate.source, "cpu", definitions, level)
+            except CompileFailed as exc:
+                missing[level] = _first_error(exc)
+        return [], missing
+
     def _elsewhere(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
         """Cubins for the other architectures and PTX, and the architectures for which there is none."""
         source, images, missing = self.winner.candidate.source, [], {}
@@ -270,6 +283,11 @@ class _Builds:
             artifact = self.toolchain.ptx(source, definitions, lowest)
             images.append(Image(arch=lowest.replace("sm_", "compute_"), artifact=artifact, judged=False))
         return images, missing
+
+
+def levels(device: Device) -> tuple[str, ...]:
+    """What the kernels of a wheel are compiled for, worst first."""
+    return LEVELS if device.arch == "x86_64" else ("baseline",)
 
 
 def bounds(part: Part, plan: Plan, dtype: str) -> dict[str, tuple[int, int]]:

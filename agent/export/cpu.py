@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from agent.export.coverage import Library, Op, Specialisation, Variant
+from agent.export.coverage import Library, Op, Specialisation, Variant, levels
 from agent.export.rendering import (
     candidate_file,
     condition,
@@ -23,13 +23,11 @@ from agent.export.rendering import (
 from agent.export.signature import identifier
 from sandbox.contract import Record, Task, TensorSpec
 from sandbox.signature import C_TYPES, SCALAR_C_TYPES, SCALAR_T_IN_C, prototype
-from sandbox.toolchain import COMPILE_FLAGS
+from sandbox.toolchain import COMPILE_FLAGS, LEVELS, NATIVE
 
 CFLAGS = [flag for flag in COMPILE_FLAGS if not flag.startswith(("-fmax-errors", "-fdiagnostics"))]
 """What the judged libraries were compiled with, less what only shapes messages."""
 LDFLAGS = ["-fopenmp", "-Wl,-Bsymbolic"]
-LEVELS = {"x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4")}
-"""What a wheel's kernels are compiled for, worst first, by machine; on other machines for the compiler's default."""
 
 _COMMENT_OR_STRING = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n\\]|\\\n|\\.)*", re.MULTILINE)
@@ -69,7 +67,7 @@ def write(library: Library) -> dict[str, str]:
             text = _candidate(library, op, variant, table)
             files[candidate_file(op.task, variant)] = text
     files["csrc/kernels.cpp"] = _table(library, table)
-    for level in levels(library):
+    for level in levels(library.ops[0].parts[0].device):
         files[f"csrc/kernels_{identifier(level)}.cpp"] = _table(library, table, level)
     return files
 
@@ -84,17 +82,13 @@ def kernels(library: Library) -> list[Kernel]:
     ]
 
 
-def levels(library: Library) -> tuple[str, ...]:
-    return LEVELS.get(library.ops[0].parts[0].device.arch, ("baseline",))
-
-
 def builds(library: Library) -> dict[str, dict[str, list[str]]]:
     """What a wheel is compiled from: the host side, then the kernels of each level, with the flags of each."""
-    plain = [flag for flag in CFLAGS if flag != "-march=native"]
+    plain = [flag for flag in CFLAGS if flag != NATIVE]
     table = kernels(library)
     found = {"_C": {"sources": _host(library), "cflags": plain, "ldflags": LDFLAGS}}
-    for level in levels(library):
-        march = [] if level == "baseline" else [f"-march={level}"]
+    for level in levels(library.ops[0].parts[0].device):
+        march = [f"-march={level}"] if level in LEVELS else []
         files = [kernel.file for kernel in table if level not in kernel.spec.missing]
         sources = [f"csrc/kernels_{identifier(level)}.cpp", *files]
         found[f"_{identifier(level)}"] = {"sources": sources, "cflags": [*plain, *march], "ldflags": LDFLAGS}

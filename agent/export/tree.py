@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.export import cpu, cuda, signature
-from agent.export.coverage import Library, Op, capability
+from agent.export.coverage import Library, Op, capability, levels
 from agent.export.provenance import figures, provenance
 from agent.export.rendering import TEMPLATES, dispatch_file, region, render, title
 from agent.export.signature import PACKAGE
@@ -100,7 +100,7 @@ def _common(library: Library) -> dict[str, Any]:
         "ns": library.namespace,
         "target": library.target,
         "cuda": cuda,
-        "levels": () if cuda else cpu.levels(library),
+        "levels": () if cuda else levels(library.ops[0].parts[0].device),
         "version": f"0.1.0+{library.namespace[-8:]}",
         "names": [op.task.name for op in library.ops],
         "ops": [_op(op) for op in library.ops],

@@ -85,7 +85,7 @@ def choose_level(library: ctypes.CDLL) -> str | None:
     levels: list[str] = provenance()["levels"]
     fit = [level for level in levels if library.warpsmith_supports(level.encode())]
     wish = os.environ.get("WARPSMITH_CPU_LEVEL")
-    if wish is None:
+    if not wish:
         return fit[-1] if fit else None
     if wish not in fit:
         raise ImportError(f"WARPSMITH_CPU_LEVEL is {wish!r}; this CPU and {HERE.name} have {', '.join(fit) or 'none'}")
