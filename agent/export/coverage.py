@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Target, Task, Workload
@@ -130,6 +131,9 @@ def check_parts(parts: Sequence[Part]) -> None:
     """BadInput where the parts do not go together or a winner does not belong."""
     if not parts:
         raise BadInput("nothing to compose: no tasks given")
+    for (name, device), count in Counter((part.task.name, part.device.name) for part in parts).items():
+        if count > 1:
+            raise BadInput(f"task {name} is given {count} times for {device}")
     for part in parts:
         first = next(p for p in parts if p.task.name == part.task.name)
         if part.task.target != parts[0].task.target:
@@ -138,8 +142,6 @@ def check_parts(parts: Sequence[Part]) -> None:
         if part.task.version != first.task.version:
             both = f"{first.task.version} and {part.task.version}"
             raise BadInput(f"got versions {both} of task {part.task.name}, wanted one")
-        if part is not first and part.device.name == first.device.name:
-            raise BadInput(f"task {part.task.name} is given twice for {part.device.name}")
         check_winners(part.task, part.winners)
 
 

@@ -65,10 +65,11 @@ def _award(name: str, part: Part, winner: Winner) -> dict[str, Any]:
     award: dict[str, Any] = {
         "candidate": winner.candidate.id,
         "judged": judgement is not None,
+        "device": part.device.name,
         "arch": part.device.arch,
     }
     if judgement:
-        award |= judgement.model_dump(mode="json", include={"device", "judge_version", "judged_at", "versions"})
+        award |= judgement.model_dump(mode="json", include={"judge_version", "judged_at", "versions"})
     if timing:
         award |= {
             "latency_ms": timing.candidate.median_ms,
