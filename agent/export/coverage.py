@@ -26,6 +26,8 @@ class Winner(Record):
 
     candidate: Candidate
     judgement: Judgement | None = None
+    lineage: tuple[Candidate, ...] = ()
+    """Its ancestors, parents before their children; empty where nobody looked them up."""
 
 
 class Part(Record):

@@ -62,9 +62,10 @@ def files(library: Library) -> dict[str, str]:
         "pyproject.toml": render("pyproject.toml.j2", **common),
         "README.md": _readme(library, common),
         f"{package}/__init__.py": render("package.py.j2", **common),
+        f"{package}/LICENSE": render("LICENSE.j2", **common),
         f"{package}/operators.py": render("operators.py.j2", **common),
         f"{package}/references/__init__.py": '"""The operators in PyTorch."""\n',
-        f"{package}/provenance.json": json.dumps(provenance(library, common["levels"]), indent=2) + "\n",
+        f"{package}/provenance.json": json.dumps(provenance(library), indent=2) + "\n",
         **{f"{package}/{path.name}": path.read_text() for path in _static()},
     }
     for op in library.ops:

@@ -50,7 +50,23 @@ def test_sources_and_provenance_say_where_everything_comes_from(
     assert first["specialisations"][0]["statics"] == {"D": 8, "flip": 0}
     assert first["specialisations"][0]["bounds"] == {"N": [3, 4096]}
     assert not first["specialisations"][0]["artifacts"]["x86_64"]["judged"]
+    assert first["specialisations"][0]["levels_not_judged"] == ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
     assert "/work" not in (folder / "provenance.json").read_text()
+
+
+def test_provenance_has_the_lineage_and_the_whole_verdict(rowsum: Task, toolchain: Toolchain, tmp_path: Path) -> None:
+    ancestor = candidate(rowsum, TENSOR_MAP)
+    won = candidate(rowsum, TWO_PASS).model_copy(update={"parents": (ancestor.id,), "operator": "propose"})
+    judgement = judgement_of(rowsum, won)
+    winners = {rowsum.workloads[0].name: Winner(candidate=won, judgement=judgement, lineage=(ancestor,))}
+    composed = compose([Part(task=rowsum, device=H100, winners=winners)], toolchain, tmp_path)
+    known = json.loads((composed.root / composed.package / "provenance.json").read_text())
+    origin = known["tasks"]["rowsum"]["candidates"][won.id]
+    assert (origin["operator"], origin["parents"]) == ("propose", [ancestor.id])
+    assert origin["lineage"] == {ancestor.id: {"operator": "seed", "proposer": "seed", "parents": []}}
+    verdict = origin["judgements"][H100.name]
+    assert verdict["speedup"]["eager"] == {"ratio": 2.5, "low": 2.4, "high": 2.6}
+    assert verdict["timings"][rowsum.workloads[0].name]["eager"] == [0.05, 0.05, 0.05]
 
 
 def test_a_tree_is_replaced_whole_and_its_name_follows_its_content(
