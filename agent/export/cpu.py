@@ -28,6 +28,15 @@ from sandbox.toolchain import COMPILE_FLAGS, LEVELS, NATIVE
 CFLAGS = [flag for flag in COMPILE_FLAGS if not flag.startswith(("-fmax-errors", "-fdiagnostics"))]
 """What the judged libraries were compiled with, less what only shapes messages."""
 LDFLAGS = ["-fopenmp", "-Wl,-Bsymbolic"]
+_V2 = ("ssse3", "sse4.2", "popcnt")
+_V3 = (*_V2, "avx2", "bmi", "bmi2", "fma")
+FEATURES = {
+    "x86-64-v2": _V2,
+    "x86-64-v3": _V3,
+    "x86-64-v4": (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "baseline": (),
+}
+"""What tells that a CPU has a level, of what compilers older than the levels' names know."""
 
 _COMMENT_OR_STRING = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n\\]|\\\n|\\.)*", re.MULTILINE)

@@ -95,13 +95,14 @@ def write(texts: dict[str, str], root: Path) -> None:
 
 def _common(library: Library) -> dict[str, Any]:
     """What the templates are filled with."""
-    cuda = library.target == "cuda"
+    on_cuda = library.target == "cuda"
     return {
         "package": library.package,
         "ns": library.namespace,
         "target": library.target,
-        "cuda": cuda,
-        "levels": () if cuda else levels(library.ops[0].parts[0].device),
+        "cuda": on_cuda,
+        "levels": () if on_cuda else levels(library.ops[0].parts[0].device),
+        "features": cpu.FEATURES,
         "version": f"0.1.0+{library.namespace[-8:]}",
         "names": [op.task.name for op in library.ops],
         "ops": [_op(op) for op in library.ops],

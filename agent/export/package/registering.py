@@ -60,7 +60,10 @@ def reference(name: str) -> Callable[..., Any]:
     """The task's own definition in PyTorch; it is read at the first call."""
 
     def call(*tensors: Tensor, **scalars: Any) -> Any:
-        module = importlib.import_module(f".references.{name}", __package__)
+        try:
+            module = importlib.import_module(f".references.{name}", __package__)
+        except ModuleNotFoundError as exc:
+            raise RuntimeError(f"{name} is not defined in PyTorch alone here: {exc}") from exc
         return module.reference(*tensors, **scalars)
 
     return call
