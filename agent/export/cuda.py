@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 from agent.export.coverage import Image, Library, Specialisation, Variant, capability
 from agent.export.rendering import candidate_file, condition, conjunction, label, region, render, title, workspace
 from sandbox.contract import ITEMSIZE, SCALAR_T, Task, TensorSpec
 from sandbox.expressions import Expr, parse_expr
+from sandbox.nvrtc import CUDA_HEADERS, CUDA_OPTIONS, cuda_text
 from sandbox.plan import Launch, TensorMap
 
 CFLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
@@ -59,12 +61,31 @@ def write(library: Library) -> dict[str, str]:
     return files
 
 
+def recipe(library: Library) -> dict[str, Any]:
+    """How to compile each specialisation again, for GPUs that there is no code for (package/compiling.py)."""
+    modules = {
+        _module(op.task, variant, number): {
+            "source": f"kernels/{variant.id12}.cu",
+            "prelude": cuda_text(variant.candidate.source).removesuffix(variant.candidate.source),
+            "macros": spec.macros,
+        }
+        for op in library.ops
+        for variant in op.variants
+        for number, spec in enumerate(variant.specialisations)
+    }
+    return {"options": CUDA_OPTIONS, "headers": CUDA_HEADERS, "modules": modules}
+
+
 def words(code: bytes) -> str:
     """The bytes as 64-bit literals, zeros at the end: an eighth of the tokens that single bytes would be."""
     padded = code + bytes(-len(code) % 8)
     literals = [f"0x{word:x}," for (word,) in struct.iter_unpack("<Q", padded)]
     lines = (literals[i : i + _WORDS_PER_LINE] for i in range(0, len(literals), _WORDS_PER_LINE))
     return "\n".join("".join(line) for line in lines) + "\n"
+
+
+def _module(task: Task, variant: Variant, number: int) -> str:
+    return f"{task.name}/{variant.id12}/{number}"
 
 
 def _symbol(variant: Variant, number: int, image: Image) -> str:
@@ -111,6 +132,7 @@ def _candidate(ns: str, task: Task, variant: Variant) -> str:
     specialisations = [
         {
             "unique": f"module_{number}",
+            "module": _module(task, variant, number),
             "label": label(spec),
             "region": region(spec),
             "condition": condition(spec),

@@ -25,8 +25,11 @@ TORCH_DTYPES = {
 """The names of torch::headeronly::ScalarType."""
 
 
-TAKEN = {path.stem for path in PACKAGE.glob("*.py*")} | {"references", "patch", "provenance"}
-"""Names in a package that a task would hide."""
+TAKEN = {
+    *(path.stem for path in PACKAGE.glob("*.py*")),
+    *("references", "patch", "provenance", "torch", "cdiv", "min", "max"),
+}
+"""Names in a package or in its operators.py that a task would hide."""
 
 
 class AxisSource(Record):

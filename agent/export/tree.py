@@ -68,6 +68,8 @@ def files(library: Library) -> dict[str, str]:
         f"{package}/provenance.json": json.dumps(provenance(library), indent=2) + "\n",
         **{f"{package}/{path.name}": path.read_text() for path in _static()},
     }
+    if library.target == "cuda":
+        texts[f"{package}/kernels.json"] = json.dumps(cuda.recipe(library), indent=1) + "\n"
     for op in library.ops:
         texts |= _of_task(package, op, common)
     return texts | {"csrc/build.json": json.dumps(_recipe(library, sorted(texts)), indent=2) + "\n"}

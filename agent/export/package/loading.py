@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from . import compiling
+
 HERE = Path(__file__).resolve().parent
 NEEDED = (2, 10)
 """The oldest PyTorch whose stable interface the library was compiled for."""
@@ -61,6 +63,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.warpsmith_reason.restype = ctypes.c_char_p
     if hasattr(library, "warpsmith_use"):
         use_kernels(library, path)
+    else:
+        compiling.offer(library)
     return library
 
 

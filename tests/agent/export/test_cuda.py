@@ -27,6 +27,13 @@ MAIN = r"""
 using namespace PACKAGE;
 using namespace PACKAGE::op_rowsum;
 int main(int, char** argv) {
+  const char* wish = std::getenv("COMPILER");
+  if (wish != nullptr)
+    compile_with([](const char* module, int capability) {
+      std::printf("compile %s %d\n", module, capability);
+      if (std::getenv("COMPILER")[0] == '0') return no_code("a scripted reason"), 0;
+      return take_code("\x7f" "ELF", 5), 1;
+    });
   Problem p{Dtype(std::atoi(argv[1])), std::atoi(argv[1]) == 2 ? 4 : 2, std::atol(argv[2]), std::atol(argv[3]), 0.5f};
   try {
     const Machine machine = machine_of(0);
@@ -141,6 +148,18 @@ def test_code_that_does_not_load_does_not_serve(rowsum: Task, host: Path) -> Non
     assert asked["error"] == ["loading the code for compute_80: scripted failure (222)"]
 
 
+def test_code_is_compiled_for_a_gpu_that_there_is_none_for_before_ptx_is_tried(rowsum: Task, host: Path) -> None:
+    asked = drive(host, rowsum.workloads[0], capability=120, COMPILER=1)
+    assert [line.split("/")[0::2] for line in asked["compile"]] == [["rowsum", "0 120"]], "once"
+    assert asked["load"] == ["ELF 0"]
+    assert "compile" not in drive(host, rowsum.workloads[0], capability=86, COMPILER=1)
+    asked = drive(host, rowsum.workloads[0], capability=120, COMPILER=0)
+    assert asked["load"] == ["ptx 0"]
+    assert len(asked["launch"]) == 4
+    hopper_only = drive(host, rowsum.workloads[1], capability=120, COMPILER=1)
+    assert hopper_only["load"] == ["ELF 0"]
+
+
 @pytest.mark.parametrize(
     ("figures", "message"),
     [
@@ -188,5 +207,9 @@ def test_a_cuda_extension_builds_and_imports_without_a_gpu_and_leaves_cpu_tensor
     monkeypatch.setenv("WARPSMITH_FALLBACK", "error")
     with pytest.raises(RuntimeError, match="rowsum: x is on the CPU; the kernels are for cuda"):
         extension.rowsum(torch.ones(4, 4), 1.0)
+    name = next(iter(json.loads((sums.root / sums.package / "kernels.json").read_text())["modules"]))
+    assert extension.loading.compiling.compile_for(name, 100).startswith(b"\x7fELF")
+    with pytest.raises(extension.loading.compiling.CannotCompile, match=r"NVRTC refuses it: .*--gpu-architecture"):
+        extension.loading.compiling.compile_for(name, 10)
     report = verify(sums.root, rowsum)
     assert (report.ok, report.ran, report.message) == (True, False, "built and imported; not run: no GPU")
