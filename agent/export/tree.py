@@ -109,8 +109,14 @@ def _common(library: Library) -> dict[str, Any]:
         "names": [op.task.name for op in library.ops],
         "ops": [_op(op) for op in library.ops],
         "title": "; ".join(op.task.summary for op in library.ops),
+        "docstring": _docstring,
         "static": [name for name in ("layers", "patching") if (PACKAGE / f"{name}.py").exists()],
     }
+
+
+def _docstring(text: str) -> str:
+    """The text as it may stand between three double quotes."""
+    return text.replace("\\", "\\\\").replace('"', "'")
 
 
 def _static() -> list[Path]:

@@ -41,7 +41,7 @@ def provenance() -> dict[str, Any]:
 def check_torch() -> None:
     got = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if got < NEEDED:
-        raise ImportError(f"{HERE.name} needs PyTorch 2.10 or later; this is {torch.__version__}")
+        raise ImportError(f"this is PyTorch {torch.__version__}; {__package__} needs 2.10 or later")
 
 
 def check_whole(path: Path) -> None:
@@ -49,9 +49,9 @@ def check_whole(path: Path) -> None:
     try:
         wanted = json.loads((HERE / "libraries.json").read_text())[path.name]
     except (OSError, ValueError, KeyError) as exc:
-        raise ImportError(f"{HERE / 'libraries.json'} is damaged or missing; install {HERE.name} again") from exc
+        raise ImportError(f"{HERE / 'libraries.json'} is damaged or missing; install {__package__} again") from exc
     if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
-        raise ImportError(f"{path} is damaged: it is not the file that was built; install {HERE.name} again")
+        raise ImportError(f"{path} is damaged: it is not the file that was built; install {__package__} again")
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -92,7 +92,9 @@ def choose_level(library: ctypes.CDLL) -> str | None:
     if not wish:
         return fit[-1] if fit else None
     if wish not in fit:
-        raise ImportError(f"WARPSMITH_CPU_LEVEL is {wish!r}; this CPU and {HERE.name} have {', '.join(fit) or 'none'}")
+        raise ImportError(
+            f"WARPSMITH_CPU_LEVEL is {wish!r}; this CPU and {__package__} have {', '.join(fit) or 'none'}"
+        )
     return wish
 
 
@@ -100,7 +102,7 @@ def build() -> Path:
     """Build the sources beside the package, for this machine; what is there already is taken as it is."""
     root = HERE.parent
     if not (root / "csrc" / "build.json").is_file():
-        raise ImportError(f"{HERE.name}: neither a built _C.abi3.so in {HERE} nor sources in {root / 'csrc'}")
+        raise ImportError(f"{__package__}: neither a built _C.abi3.so in {HERE} nor sources in {root / 'csrc'}")
     from torch.utils.cpp_extension import load
 
     recipe = json.loads((root / "csrc" / "build.json").read_text())

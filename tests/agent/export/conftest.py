@@ -147,7 +147,7 @@ extern "C" __global__ void whole(scalar_t* out, const scalar_t* x, int64_t N, in
 # Out of place, so that there is a gradient; nothing is static.
 SCALED_TOML = """\
 name = "scaled"
-summary = "x * w * factor"
+summary = 'x * w * "factor" \\ and no more'
 axes = ["N", "D"]
 bytes = "2*N*D*itemsize"
 flops = "2*N*D"

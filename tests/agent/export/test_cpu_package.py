@@ -222,6 +222,7 @@ def test_references_and_provenance_travel_with_the_package(extension: Any, affin
     text = (Path(extension.__file__).parent / "references" / "affine.py").read_text()
     assert text == (affine.folder / "reference.py").read_text()
     assert extension.provenance()["tasks"].keys() == {"affine", "scaled"} == set(extension.operators.NAMES)
+    assert {"affine", "scaled", "operators", "provenance"} <= set(extension.__all__)
 
 
 # ---------------------------------------------------------------- what PyTorch expects of an operator
@@ -329,7 +330,7 @@ def test_a_damaged_or_unknown_library_is_refused(installed: Path, tmp_path: Path
 def test_an_older_pytorch_is_refused(installed: Path) -> None:
     code = f"import torch; torch.__version__ = '2.9.1+cpu'; import {NAME}"
     last = python(installed, code).stderr.strip().splitlines()[-1]
-    assert last == "ImportError: kernels_for_tests needs PyTorch 2.10 or later; this is 2.9.1+cpu"
+    assert last == "ImportError: this is PyTorch 2.9.1+cpu; kernels_for_tests needs 2.10 or later"
 
 
 def copied(installed: Path, to: Path) -> Path:
