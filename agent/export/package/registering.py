@@ -162,16 +162,19 @@ def refuse_gradients(op: Operator) -> None:
     forward = getattr(getattr(torch.ops, op.namespace), op.name).default
 
     def call(*arguments: Any) -> Any:
-        tensors, scalars = op.split(arguments)
-        asking = [name for name, t in zip(op.tensors, tensors, strict=True) if t.requires_grad]
-        if asking and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            refuse(arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return forward(*arguments)
+
+    def refuse(arguments: tuple[Any, ...]) -> None:
+        asking = [name for name, t in zip(op.tensors, op.split(arguments)[0], strict=True) if t.requires_grad]
+        if asking:
             place = " and ".join(op.changed)
             raise RuntimeError(
                 f"{op.name}: {asking[0]} requires grad, but {place} change in place and there is no gradient; "
                 "call it under torch.no_grad()"
             )
-        with torch._C._AutoDispatchBelowAutograd():
-            return forward(*tensors, *scalars.values())
 
     torch.library.impl(op.qualified, "Autograd", call)
 
@@ -185,14 +188,14 @@ def register_autocast(op: Operator) -> None:
 
     def on(device: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            tensors, scalars = op.split(arguments)
+            tensors, _ = op.split(arguments)
             dtype = common_dtype(op, tensors, device)
             cast = [
                 t.to(dtype) if name in op.typed and name not in op.changed else t
                 for name, t in zip(op.tensors, tensors, strict=True)
             ]
             with torch.autocast(device, enabled=False):
-                return forward(*cast, *scalars.values())
+                return forward(*cast, *arguments[len(cast) :])
 
         return call
 

@@ -145,7 +145,12 @@ def test_a_gpu_gets_the_winner_that_was_judged_on_its_like(rowsum: Task, host: P
 def test_code_that_does_not_load_does_not_serve(rowsum: Task, host: Path) -> None:
     asked = drive(host, rowsum.workloads[0], capability=120, NO_PTX=222)
     assert asked["load"] == ["ptx 0"] * 2, "each candidate is tried once"
-    assert asked["error"] == ["loading the code for compute_80: scripted failure (222)"]
+    assert asked["error"] == [
+        "no code for sm_120 can be had; loading the code for compute_80: scripted failure (222)",
+    ]
+    refused = drive(host, rowsum.workloads[0], capability=86, NO_ELF=200)
+    assert refused["load"] == ["ELF 0", "ptx 0"], "a driver that is too old for the code may still take the text"
+    assert len(refused["launch"]) == 4
 
 
 def test_code_is_compiled_for_a_gpu_that_there_is_none_for_before_ptx_is_tried(rowsum: Task, host: Path) -> None:
