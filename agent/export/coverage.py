@@ -196,7 +196,7 @@ def check_winners(task: Task, winners: Mapping[str, Winner]) -> None:
 def cover(part: Part, toolchain: Toolchain) -> tuple[Variant, ...]:
     """Compile each winner for the workloads it won, then the nearest that compiles for those nobody serves yet."""
     task, winners = part.task, part.winners
-    workloads = {w.name: w for w in (*task.workloads, *task.held_out)}
+    workloads = {w.name: w for w in (*task.workloads, *task.held_out, *part.proven)}
     builds = {w.candidate.id: _Builds(part, w, toolchain) for w in winners.values()}
     for name, winner in winners.items():
         try:

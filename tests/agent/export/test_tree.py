@@ -152,6 +152,9 @@ def test_a_region_spans_the_workloads_of_its_dtype_and_what_was_proven_besides(
     longer = affine.workloads[0].model_copy(update={"axes": {"N": 9999, "D": 8}})
     (op,) = ops([winner(affine, marked(0)).model_copy(update={"proven": (longer,)})], toolchain)
     assert op.variants[0].specialisations[0].bounds == {"N": (3, 9999)}
+    wider = longer.model_copy(update={"axes": {"N": 7, "D": 24}})
+    (op,) = ops([winner(affine, marked(1)).model_copy(update={"proven": (wider,)})], toolchain)
+    assert {"D": 24, "flip": 0} in [spec.statics for spec in op.variants[0].specialisations]
     (op,) = ops([winner(scaled, SCALED)], toolchain)
     assert region(op.variants[0].specialisations[0]) == "float32, negate 0 or 1, N 3 to 64, D 5 to 16"
 
