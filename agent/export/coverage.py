@@ -123,8 +123,7 @@ class Library(Record):
 
 
 def ops(parts: Sequence[Part], toolchain: Toolchain) -> tuple[Op, ...]:
-    """Every task of the parts once, compiled for what the winners of all its parts need."""
-    check_parts(parts)
+    """Every task of the parts, once, compiled for what the winners of all its parts need."""
     names = dict.fromkeys(part.task.name for part in parts)
     return tuple(_op([part for part in parts if part.task.name == name], toolchain) for name in names)
 
