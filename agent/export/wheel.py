@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import BadInput, Infrastructure
+from agent.export import provenance
+from sandbox.errors import Infrastructure
 from sandbox.secrecy import without_keys
 
 
@@ -21,8 +22,7 @@ def build_wheel(root: Path, out: Path, timeout_s: float = 900) -> Path:
 
     BadInput where `root` is no composed tree, Infrastructure where the build fails.
     """
-    if not (root / "provenance.json").is_file():
-        raise BadInput(f"{root} is no composed extension: it has no provenance.json")
+    provenance.read(root)
     with tempfile.TemporaryDirectory(prefix="warpsmith-wheel-") as folder:
         tree, made = Path(folder) / "tree", Path(folder) / "made"
         shutil.copytree(root, tree)
