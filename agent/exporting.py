@@ -98,7 +98,7 @@ def choose(
         own = [(c, j) for c, j in judged if (j.task, j.task_version) == (task.name, task.version)]
         for device in _devices(task, own, on):
             won = _winners([(c, j) for c, j in own if j.device == device.name], task)
-            parts.append(_part(task, device, won))
+            parts.append(_part(archive, task, device, won))
             awards += _awards(task, device, won)
     return Chosen(parts=tuple(parts), awards=tuple(awards), left_out=left_out)
 
@@ -230,8 +230,11 @@ def _winners(judged: Sequence[Judged], task: Task) -> Winners:
     return steps.winners(stand, task) or steps.fastest(stand, task)
 
 
-def _part(task: Task, device: Device, won: Winners) -> Part:
-    winners = {name: Winner(candidate=c, judgement=j) for name, (c, j) in won.items()}
+def _part(archive: Archive, task: Task, device: Device, won: Winners) -> Part:
+    winners = {
+        name: Winner(candidate=c, judgement=j, lineage=tuple(archive.lineage(c.id)[:-1]))
+        for name, (c, j) in won.items()
+    }
     return Part(task=task, device=device, winners=winners)
 
 

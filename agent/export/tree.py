@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.export import cpu, cuda, signature
+from agent.export import cpu, cuda, signature, workloads
 from agent.export.coverage import Library, Op, capability, levels
 from agent.export.provenance import figures, provenance
 from agent.export.rendering import TEMPLATES, dispatch_file, region, render, title
@@ -66,6 +66,7 @@ def files(library: Library) -> dict[str, str]:
         f"{package}/operators.py": render("operators.py.j2", **common),
         f"{package}/references/__init__.py": '"""The operators in PyTorch."""\n',
         f"{package}/provenance.json": json.dumps(provenance(library), indent=2) + "\n",
+        f"{package}/workloads.json": workloads.text([op.task for op in library.ops]),
         **{f"{package}/{path.name}": path.read_text() for path in _static()},
     }
     if library.target == "cuda":

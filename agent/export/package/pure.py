@@ -27,7 +27,7 @@ if "layernorm" in operators.NAMES:
             if self.weight is None or self.bias is None:
                 return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
             rows = input.reshape(-1, self.weight.numel())
-            normal = operators.layernorm(rows, self.weight.reshape(-1), self.bias.reshape(-1), self.eps)
+            normal: Tensor = operators.layernorm(rows, self.weight.reshape(-1), self.bias.reshape(-1), self.eps)
             return normal.reshape(input.shape)
 
 
