@@ -190,7 +190,7 @@ def test_bad_requests_say_what_there_is(archive: Archive, judged: Judged, tmp_pa
     )
     for wanted, on, message in (
         (["layernorm"], (), "no kernel of task 'layernorm' has passed for target 'cpu'; devices with one: none"),
-        (["vector_add"], ["M1"], rf"has passed for target 'cpu' on M1; devices with one: {HERE[:10]}"),
+        (["vector_add"], ["M1"], "has passed for target 'cpu' on M1; devices with one: "),
         (["vector_ad"], (), "did you mean 'vector_add'"),
         ([str(module)], (), "task 'relu' is made of a PyTorch file"),
     ):
