@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 NEEDED = ("pytest", "numpy")
 LEGEND = """\
 In each environment there are PyTorch, pytest and the wheel; the tests are run from a copy outside the source tree. They
-cover opcheck, gradients, compiling with fullgraph, strided and odd inputs, the layers, `patch`, and refusals at import.
+cover opcheck, gradients, compiling with fullgraph, strided and odd inputs, the fallback, and refusals at import.
 """
 
 

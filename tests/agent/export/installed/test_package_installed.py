@@ -275,3 +275,27 @@ def test_an_unknown_task_is_refused_with_those_there_are(python: Python) -> None
     done = python("-m", NAME, "verify", "--task", "nothing")
     assert done.returncode == 2
     assert f"no task 'nothing' in this package; it has {', '.join(names())}" in done.stderr
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@pytest.mark.skipif("kv_cache" not in names(), reason="no operator of this package holds a cache")
+def test_decoding_step_by_step_is_full_attention(operators: Any, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand steps on one cache; every answer beside causal attention over the whole sequence in float64."""
+    monkeypatch.setenv("WARPSMITH_FALLBACK", "error")
+    shapes = {tensor["name"]: tensor["shape"] for tensor in proven(calls, "kv_cache").tensors}
+    (rows, heads, width), kv_heads, steps = shapes["q"], shapes["k_new"][1], 1000
+    q = torch.randn(rows, heads, steps, width)
+    k, v = (torch.randn(rows, kv_heads, steps, width) for _ in range(2))
+    k_cache, v_cache = (torch.full((rows, kv_heads, steps, width), float("nan")) for _ in range(2))
+    got = torch.empty_like(q)
+    for step in range(steps):
+        position = torch.full((rows,), step, dtype=torch.int32)
+        new = (values[:, :, step].contiguous() for values in (q, k, v))
+        got[:, :, step] = operators.kv_cache(k_cache, v_cache, *new, position, width**-0.5)
+    wide = (q.double(), *(x.double().repeat_interleave(heads // kv_heads, dim=1) for x in (k, v)))
+    wanted = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=width**-0.5)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(k_cache, k)
+    assert torch.equal(v_cache, v)
