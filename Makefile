@@ -1,6 +1,7 @@
 # make run TASK=attention [TARGET=auto|cuda|cpu] [ARGS="--budget-evals 40"]   search for kernels
 # make test                                                                   everything that needs no GPU and no Docker
 # make test-llm                                                               a search with a tiny language model on this machine
+# make test-wheel WHEEL=dist/….whl                                            its tests under several versions of PyTorch
 # make check                                                                  format, lint, types, layers
 PYTHON ?= python3
 VENV := .venv
@@ -22,7 +23,9 @@ LLM_VENV := .venv-llm
 LLM_STAMP := $(LLM_VENV)/.installed
 LLM_CMAKE := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=OFF -DGGML_AMX_TILE=OFF
 
-.PHONY: run test test-llm check format clean
+TORCHES ?= 2.10.0 2.13.0 2.15.0
+
+.PHONY: run test test-llm test-wheel check format clean
 
 run: $(RUN_STAMP)
 	$(BIN)/python -m agent run --task $(TASK) --target $(TARGET) $(ARGS)
@@ -32,6 +35,9 @@ test: $(DEV_STAMP)
 
 test-llm: $(DEV_STAMP) $(LLM_STAMP)
 	$(BIN)/python -m pytest -m llm -s tests/agent/llm
+
+test-wheel: $(DEV_STAMP)
+	$(BIN)/python -m bench.wheel_matrix $(WHEEL) $(TORCHES:%=--torch %)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

@@ -10,7 +10,19 @@ from typing import NoReturn, cast
 
 import typer
 
-from agent.commands import asking, candidates, checking, costs, judging, machine, replaying, sandbox, search, serving
+from agent.commands import (
+    asking,
+    candidates,
+    checking,
+    costs,
+    exporting,
+    judging,
+    machine,
+    replaying,
+    sandbox,
+    search,
+    serving,
+)
 from agent.commands import bench as benching
 from agent.commands.options import EXIT_CODES, err
 from sandbox.errors import BadInput, WarpsmithError
@@ -39,6 +51,7 @@ app.command()(serving.mcp)
 app.command()(candidates.leaderboard)
 app.command()(candidates.show)
 app.command()(candidates.diff)
+app.command(epilog=EXIT_CODES)(exporting.export)
 app.command()(costs.costs)
 app.add_typer(tasks, name="tasks")
 tasks.callback()(machine.list_tasks)

@@ -22,7 +22,8 @@ from agent.models.endpoint import Endpoint
 from sandbox.errors import BadInput
 
 PREFIX = "WARPSMITH_"
-READ_ELSEWHERE = ("WARPSMITH_DOCKER_GPU",)
+READ_ELSEWHERE = ("WARPSMITH_DOCKER_GPU", "WARPSMITH_FALLBACK", "WARPSMITH_CPU_LEVEL")
+"""The last two are for exported packages."""
 DEFAULT_TOML = Path("warpsmith.toml")
 NO_TASK = "no task: give --task NAME, or a path to a task folder or file; `warpsmith tasks` lists them"
 

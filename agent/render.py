@@ -5,6 +5,8 @@ Not covered: JSON, which is the records themselves.
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from agent import words
 from agent.boards import leaderboard
 from agent.words import (
     NAMED,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from agent.building import BuildReport
     from agent.costs import Costs, Share
     from agent.doctor import Finding
+    from agent.exporting import Exported
     from agent.preview import Preview
     from agent.replay import Read, Replayed
     from agent.session import Outcome
@@ -165,6 +169,33 @@ def _winner(workload: str, winner: str, board: Sequence[Row]) -> str:
         return f"  {workload}: {short(winner)}"
     against = ", ".join(f"{ratio(found.speedup[name])}× {name}" for name in NAMED if name in found.speedup)
     return f"  {workload}: {short(winner)} {milliseconds(found.latency_ms)} ms, {against}"
+
+
+def exported(found: Exported) -> RenderableType:
+    """What went into a package, where it lies, and how to use it."""
+    table = _table()
+    for name in ("task", "workload", "device"):
+        table.add_column(name, overflow="fold")
+    table.add_column("kernel", no_wrap=True)
+    for name in ("ms", *(f"× {name}" for name in NAMED)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for award in found.awards:
+        speedups = (words.times(award.speedup.get(name)) for name in NAMED)
+        numbers = (milliseconds(award.latency_ms), *speedups)
+        table.add_row(award.task, award.workload, award.device, short(award.candidate), *numbers)
+    lines = [f"left out: {name}: {why}" for name, why in found.left_out.items()]
+    lines += [
+        f"{count} kernels: {doubt}" for doubt, count in Counter(a.doubts for a in found.awards if a.doubts).items()
+    ]
+    lines.append(f"project: {found.project}")
+    if found.wheel:
+        lines.append(f"wheel: {found.wheel} ({found.wheel_bytes / 2**20:.1f} MiB)")
+        lines.append(f"  {'NOT OK: ' if found.ok is False else ''}{found.message}")
+    if found.hub:
+        lines.append(f"for Hugging Face's kernels: {found.hub}")
+    if found.wheel:
+        lines += ["", f"pip install {shlex.quote(str(found.wheel))}", f"python -m {found.package} verify"]
+    return Group(table, Text("\n".join(["", *lines])))
 
 
 def costs(found: Costs) -> RenderableType:

@@ -271,7 +271,7 @@ def _search(
             seeds=seeds,
             proposer=thinker,
             budget=config.budget,
-            compose=lambda winners: _compose(task, winners, tools, judge, config.out),
+            compose=lambda winners: _compose(archive, task, winners, tools, judge, config.out),
             report=keep,
         )
         status = graph.run(clients, run.id, graph.checkpoint_path(archive.location), on_drain)
@@ -377,9 +377,12 @@ def suitable(
     return [seed for seed in seeds if seed.note not in unsuitable], unsuitable
 
 
-def _compose(task: Task, winners: Winners, tools: Toolchain, judge: Judge, out: Path) -> Composition:
-    chosen = {name: compose.Winner(candidate=c, judgement=j) for name, (c, j) in winners.items()}
-    composed = compose.compose(task, chosen, tools, judge.device, out)
+def _compose(archive: Archive, task: Task, winners: Winners, tools: Toolchain, judge: Judge, out: Path) -> Composition:
+    chosen = {
+        name: compose.Winner(candidate=c, judgement=j, lineage=tuple(archive.lineage(c.id)[:-1]))
+        for name, (c, j) in winners.items()
+    }
+    composed = compose.compose([compose.Part(task=task, device=judge.device, winners=chosen)], tools, out)
     report = compose.verify(composed.root, task)
     return Composition(root=composed.root, package=composed.package, ok=report.ok, message=report.message)
 

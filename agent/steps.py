@@ -152,10 +152,12 @@ def spent(archive: Archive, run_id: str) -> Spent:
 
 def winners(judged: Sequence[Judged], task: Task) -> Winners:
     """For each search workload the fastest confirmed candidate; none where nothing passed."""
-    confirmed = [(c, j) for c, j in judged if isinstance(j.verdict, Passed) and j.verdict.confirmed]
-    if not confirmed:
-        return {}
-    return {w.name: min(confirmed, key=lambda judged: cost(judged[1], w.name)) for w in task.workloads}
+    return fastest([(c, j) for c, j in judged if isinstance(j.verdict, Passed) and j.verdict.confirmed], task)
+
+
+def fastest(judged: Sequence[Judged], task: Task) -> Winners:
+    """For each search workload the fastest of these; none where there are none."""
+    return {w.name: min(judged, key=lambda judged: cost(judged[1], w.name)) for w in task.workloads} if judged else {}
 
 
 def finalists(judged: Sequence[Judged], task: Task) -> list[Candidate]:

@@ -1,6 +1,6 @@
 """Remembers candidates, judgements, runs, asks and exchanges. Knows nothing of proposers, models and command lines."""
 
-from archive.leaderboard import Row, WorkloadRow, rows
+from archive.leaderboard import Row, WorkloadRow, rows, standing
 from archive.records import Ask, Exchange, ImportReport, Run, RunStatus, Tally, new_run_id
 from archive.store import Archive
 
@@ -16,4 +16,5 @@ __all__ = [
     "WorkloadRow",
     "new_run_id",
     "rows",
+    "standing",
 ]

@@ -103,7 +103,17 @@ def _board(judgement: Judgement) -> tuple[str, str, str, str]:
 
 
 def _board_rows(board: Judged, deep: dict[str, int]) -> Iterator[Row]:
-    newest_judge = max(judgement.judge_version for _, judgement in board)
+    for candidate, judgement in standing(board):
+        if isinstance(judgement.verdict, Passed):
+            yield _row(candidate, judgement, judgement.verdict, deep.get(judgement.candidate, 0))
+
+
+def standing(board: Judged) -> Iterator[tuple[Candidate, Judgement]]:
+    """The candidates that have a place on a board, each with the judgement that gives it to them: always Passed.
+
+    `board` are all judgements of one task, task version, target and device, in order of time.
+    """
+    newest_judge = max((judgement.judge_version for _, judgement in board), default=0)
     by_candidate: dict[str, Judged] = {}
     for candidate, judgement in board:
         if judgement.judge_version == newest_judge:
@@ -113,7 +123,7 @@ def _board_rows(board: Judged, deep: dict[str, int]) -> Iterator[Row]:
         candidate, judgement = max(reversed(judged), key=lambda pair: _confirmed(pair[1]))
         disproved = any(other.verdict.status in DISPROVED for _, other in judged)
         if isinstance(judgement.verdict, Passed) and not disproved:
-            yield _row(candidate, judgement, judgement.verdict, deep.get(judgement.candidate, 0))
+            yield candidate, judgement
 
 
 def _confirmed(judgement: Judgement) -> bool:

@@ -12,8 +12,11 @@ from typing import Any
 
 from sandbox.errors import ToolchainMissing
 
+NATIVE = "-march=native"
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+"""What CPUs have in common, worst first."""
 COMPILE_FLAGS = [
-    *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-include", "cstdint"),
+    *("-O3", NATIVE, "-std=c++17", "-fopenmp", "-include", "cstdint"),
     *("-fPIC", "-fno-semantic-interposition", "-fvisibility-inlines-hidden", "-fdiagnostics-color=never"),
 ]
 GCC_FLAGS = ["-fmax-errors=20"]
@@ -54,8 +57,12 @@ class NativeCompiler:
         self.link = [self.path, *LINK_FLAGS, "-o", "kernel.so", "kernel.s"]
         self.identity = [self.version, cpu_features(), self.compile, self.link]
 
-    def request(self, macros: dict[str, str], timeout_s: float, sanitize: bool = False) -> dict[str, Any]:
+    def request(
+        self, macros: dict[str, str], timeout_s: float, sanitize: bool = False, arch: str = ""
+    ) -> dict[str, Any]:
+        """For the CPU at hand, or for another one where `arch` is a level such as x86-64-v3."""
         definitions = [f"-D{name}={value}" for name, value in sorted(macros.items())]
         checks = ["-fsanitize=address"] if sanitize else []
-        compiling = [*self.compile, *checks, *definitions, "kernel.cpp"]
+        command = [f"-march={arch}" if flag == NATIVE and arch in LEVELS else flag for flag in self.compile]
+        compiling = [*command, *checks, *definitions, "kernel.cpp"]
         return {"compile": compiling, "link": [*self.link, *checks], "cpu_s": timeout_s}

@@ -24,6 +24,8 @@ from sandbox.compiler_process import CompilerDied, CompilerProcess, CompilerTime
 from sandbox.contract import Artifact, KernelResources, Target
 from sandbox.errors import ToolchainMissing
 from sandbox.native import COMPILE_FLAGS as COMPILE_FLAGS
+from sandbox.native import LEVELS as LEVELS
+from sandbox.native import NATIVE as NATIVE
 from sandbox.native import NativeCompiler, names
 from sandbox.nvrtc import CUDA_HEADERS, CUDA_OPTIONS, START_TIMEOUT_S, cuda_text, nvrtc_options, start_nvrtc
 from sandbox.resources import limits, occupancy, parse_ptxas, without_chatter
@@ -113,7 +115,8 @@ class Toolchain:
     def build(self, source: str, target: Target, macros: dict[str, str], arch: str) -> Artifact:
         """Compile to a cubin (`cuda`, `arch` such as sm_90a) or a shared library (`cpu`).
 
-        Raises CompileFailed where the candidate is at fault, ToolchainMissing where this machine is.
+        On cpu `arch` is the machine's, or a level of x86-64 such as x86-64-v3. Raises CompileFailed where the candidate
+        is at fault, ToolchainMissing where this machine is.
         """
         return self._build("cubin" if target == "cuda" else "library", source, macros, arch)
 
@@ -202,7 +205,7 @@ class Toolchain:
         self, kind: Product, text: str, macros: dict[str, str], arch: str
     ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
         if SUFFIX[kind] == ".so":
-            return self._ask_native(text, macros, sanitize=kind == "sanitized")
+            return self._ask_native(text, macros, arch, sanitize=kind == "sanitized")
         return self._ask_nvrtc(kind, text, macros, arch)
 
     def _ask_nvrtc(
@@ -223,11 +226,11 @@ class Toolchain:
         return answer, code, places
 
     def _ask_native(
-        self, text: str, macros: dict[str, str], sanitize: bool
+        self, text: str, macros: dict[str, str], arch: str, sanitize: bool
     ) -> tuple[dict[str, Any], bytes, dict[str, str]]:
         process = self._start("native", START_TIMEOUT_S)
         try:
-            request = self._native.request(macros, self.compile_timeout_s, sanitize)
+            request = self._native.request(macros, self.compile_timeout_s, sanitize, arch)
             answer, library = process.ask(request, text.encode(), self.compile_timeout_s)
             return answer, library, {f"{process.directory}/": ""}
         finally:

@@ -146,6 +146,8 @@ def _finish(outcome: Outcome, archive: str, as_json: bool) -> None:
         print_json(outcome.model_dump(mode="json"))
     else:
         out.print(render.outcome(outcome, out.width))
+        if outcome.ok:
+            out.print(_how_to_export(outcome, archive), soft_wrap=True)
     if outcome.status == "drained":
         _interrupted(outcome.run, archive)
     if not outcome.leaderboard or outcome.ok is False:
@@ -159,3 +161,8 @@ def _interrupted(run_id: str | None, archive: str) -> NoReturn:
 
 def _how_to_resume(run_id: str, archive: str) -> str:
     return f"nothing judged is lost; resume with: warpsmith resume {run_id} --archive {shlex.quote(archive)}"
+
+
+def _how_to_export(outcome: Outcome, archive: str) -> str:
+    task = f"--task {shlex.quote(outcome.task)} --target {outcome.target}"
+    return f"for a wheel of the winners: warpsmith export {task} --archive {shlex.quote(archive)}"

@@ -1,20 +1,24 @@
-"""Which winner is compiled for which dtype and statics, so that every workload of the task is served by one.
+"""Which winner is compiled for which dtype and statics, so that every workload of a task is served by one.
 
-Not covered: which of them a call takes; that is decided at run time (templates/dispatch.cpp.j2).
+Also the region each of them was proven in. Not covered: which of them a call takes; that is decided at run time
+(templates/dispatch.cpp.j2).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Task, Workload
+from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Target, Task, Workload
 from sandbox.errors import BadInput
 from sandbox.plan import Plan, macros, plan_of
-from sandbox.toolchain import CompileFailed, Toolchain
+from sandbox.toolchain import LEVELS, CompileFailed, Toolchain
 
-ARCHES = ("sm_80", "sm_86", "sm_90a")
+ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90a")
 """What a cuda extension is compiled for besides the judged architecture."""
+_NAMES_CPU = re.compile(r"intrin\.h|__builtin_ia32|\basm\b|__asm|#\s*error|__attribute__\s*\(\(\s*target")
 
 
 class Winner(Record):
@@ -22,6 +26,20 @@ class Winner(Record):
 
     candidate: Candidate
     judgement: Judgement | None = None
+    lineage: tuple[Candidate, ...] = ()
+    """Its ancestors, parents before their children; empty where nobody looked them up."""
+
+
+class Part(Record):
+    """The winners of one task on one device."""
+
+    task: Task
+    device: Device
+    """What they were judged on."""
+    winners: dict[str, Winner]
+    """By the name of the workload."""
+    proven: tuple[Workload, ...] = ()
+    """Shapes beyond the task's workloads that every winner was found correct on."""
 
 
 class Image(Record):
@@ -40,9 +58,13 @@ class Specialisation(Record):
     dtype: str
     statics: dict[str, int]
     macros: dict[str, str]
+    bounds: dict[str, tuple[int, int]] = {}
+    """Where it was proven: least and greatest value of each axis that is not static."""
+    flags: dict[str, tuple[int, ...]] = {}
+    """The values each int scalar that is not static was proven for."""
     images: tuple[Image, ...]
     missing: dict[str, str] = {}
-    """Architectures it does not compile for, with the compiler's first line."""
+    """Architectures, on cpu levels, it does not compile for, with the compiler's first line."""
 
 
 class Variant(Record):
@@ -59,6 +81,97 @@ class Variant(Record):
     @property
     def id12(self) -> str:
         return self.candidate.id[:12]
+
+
+class Entry(Record):
+    """A winner's line in the dispatch table."""
+
+    workload: Workload
+    candidate: str
+    arch: str
+    """What it was judged on."""
+
+
+class Op(Record):
+    """A task with everything that serves it."""
+
+    task: Task
+    parts: tuple[Part, ...]
+    """One for each device that winners were judged on."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        workloads = {w.name: w for w in self.task.workloads}
+        return tuple(
+            Entry(workload=workloads[name], candidate=winner.candidate.id, arch=part.device.arch)
+            for part in self.parts
+            for name, winner in part.winners.items()
+        )
+
+
+class Library(Record):
+    """What one package is written from."""
+
+    package: str
+    namespace: str
+    ops: tuple[Op, ...]
+
+    @property
+    def target(self) -> Target:
+        return self.ops[0].task.target
+
+
+def ops(parts: Sequence[Part], toolchain: Toolchain) -> tuple[Op, ...]:
+    """Every task of the parts, once, compiled for what the winners of all its parts need."""
+    names = dict.fromkeys(part.task.name for part in parts)
+    return tuple(_op([part for part in parts if part.task.name == name], toolchain) for name in names)
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """BadInput where the parts do not go together or a winner does not belong."""
+    if not parts:
+        raise BadInput("nothing to compose: no tasks given")
+    for (name, device), count in Counter((part.task.name, part.device.name) for part in parts).items():
+        if count > 1:
+            raise BadInput(f"task {name} is given {count} times for {device}")
+    for part in parts:
+        first = next(p for p in parts if p.task.name == part.task.name)
+        if part.task.target != parts[0].task.target:
+            both = f"{parts[0].task.name} for {parts[0].task.target} and {part.task.name} for {part.task.target}"
+            raise BadInput(f"got {both}, wanted tasks of one target")
+        if part.task.version != first.task.version:
+            both = f"{first.task.version} and {part.task.version}"
+            raise BadInput(f"got versions {both} of task {part.task.name}, wanted one")
+        check_winners(part.task, part.winners)
+
+
+def _op(parts: Sequence[Part], toolchain: Toolchain) -> Op:
+    merged: dict[str, Variant] = {}
+    for part in parts:
+        for variant in cover(part, toolchain):
+            known = merged.get(variant.candidate.id)
+            merged[variant.candidate.id] = _both(known, variant) if known else variant
+    return Op(task=parts[0].task, parts=tuple(parts), variants=tuple(merged.values()))
+
+
+def _both(first: Variant, second: Variant) -> Variant:
+    """One candidate that won on two devices: everything that either needs."""
+    made = [(spec.dtype, spec.statics) for spec in first.specialisations]
+    again = {made.index(key): spec for spec in second.specialisations if (key := (spec.dtype, spec.statics)) in made}
+    common = [_images(spec, again[i]) if i in again else spec for i, spec in enumerate(first.specialisations)]
+    fresh = [spec for spec in second.specialisations if (spec.dtype, spec.statics) not in made]
+    wins = tuple(dict.fromkeys((*first.wins, *second.wins)))
+    return first.model_copy(update={"wins": wins, "specialisations": (*common, *fresh)})
+
+
+def _images(first: Specialisation, second: Specialisation) -> Specialisation:
+    """The same source with the same macros is the same code; judged is what was judged on either device."""
+    judged = {image.arch for image in (*first.images, *second.images) if image.judged}
+    images = {image.arch: image for image in (*second.images, *first.images)}
+    marked = [image.model_copy(update={"judged": arch in judged}) for arch, image in images.items()]
+    missing = {arch: why for arch, why in {**second.missing, **first.missing}.items() if arch not in images}
+    return first.model_copy(update={"images": tuple(marked), "missing": missing})
 
 
 def check_winners(task: Task, winners: Mapping[str, Winner]) -> None:
@@ -79,10 +192,11 @@ def check_winners(task: Task, winners: Mapping[str, Winner]) -> None:
             raise BadInput(f"{got}: its verdict is {judgement.verdict.status}, wanted Passed")
 
 
-def cover(task: Task, winners: Mapping[str, Winner], toolchain: Toolchain, device: Device) -> tuple[Variant, ...]:
+def cover(part: Part, toolchain: Toolchain) -> tuple[Variant, ...]:
     """Compile each winner for the workloads it won, then the nearest that compiles for those nobody serves yet."""
-    workloads = {w.name: w for w in (*task.workloads, *task.held_out)}
-    builds = {w.candidate.id: _Builds(task, w, toolchain, device) for w in winners.values()}
+    task, winners = part.task, part.winners
+    workloads = {w.name: w for w in (*task.workloads, *task.held_out, *part.proven)}
+    builds = {w.candidate.id: _Builds(part, w, toolchain) for w in winners.values()}
     for name, winner in winners.items():
         try:
             builds[winner.candidate.id].add(workloads[name])
@@ -99,9 +213,10 @@ def cover(task: Task, winners: Mapping[str, Winner], toolchain: Toolchain, devic
 class _Builds:
     """What one winner has been compiled for so far."""
 
-    def __init__(self, task: Task, winner: Winner, toolchain: Toolchain, device: Device) -> None:
-        self.task, self.winner, self.toolchain, self.device = task, winner, toolchain, device
-        self.plan, self.tunables = plan_of(winner.candidate, task)
+    def __init__(self, part: Part, winner: Winner, toolchain: Toolchain) -> None:
+        self.part, self.winner, self.toolchain = part, winner, toolchain
+        self.task, self.device = part.task, part.device
+        self.plan, self.tunables = plan_of(winner.candidate, part.task)
         self.made: list[Specialisation] = []
 
     def definitions(self, workload: Workload) -> dict[str, str]:
@@ -117,13 +232,16 @@ class _Builds:
         source, definitions, arch = self.winner.candidate.source, self.definitions(workload), self.device.arch
         artifact = self.toolchain.build(source, self.task.target, definitions, arch)
         image = Image(arch=arch, artifact=artifact, judged=self._was_judged())
-        others, missing = self._elsewhere(definitions) if self.task.target == "cuda" else ([], {})
+        elsewhere = self._elsewhere if self.task.target == "cuda" else self._levels
+        others, missing = elsewhere(definitions)
         values = {**workload.axes, **workload.scalars}
         self.made.append(
             Specialisation(
                 dtype=workload.dtype,
                 statics={name: int(values[name]) for name in self.plan.static},
                 macros=definitions,
+                bounds=bounds(self.part, self.plan, workload.dtype),
+                flags=flags(self.part, self.plan, workload.dtype),
                 images=(image, *others),
                 missing=missing,
             )
@@ -142,6 +260,16 @@ class _Builds:
     def _was_judged(self) -> bool:
         return self.winner.judgement is not None and self.winner.judgement.device == self.device.name
 
+    def _levels(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
+        """The levels for which there is no code. Only a source that names the CPU can fail where another compiled."""
+        missing = {}
+        for level in levels(self.device) if _NAMES_CPU.search(self.winner.candidate.source) else ():
+            try:
+                self.toolchain.build(self.winner.candidate.source, "cpu", definitions, level)
+            except CompileFailed as exc:
+                missing[level] = _first_error(exc)
+        return [], missing
+
     def _elsewhere(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
         """Cubins for the other architectures and PTX, and the architectures for which there is none."""
         source, images, missing = self.winner.candidate.source, [], {}
@@ -158,6 +286,28 @@ class _Builds:
             artifact = self.toolchain.ptx(source, definitions, lowest)
             images.append(Image(arch=lowest.replace("sm_", "compute_"), artifact=artifact, judged=False))
         return images, missing
+
+
+def levels(device: Device) -> tuple[str, ...]:
+    """What the kernels of a wheel are compiled for, worst first."""
+    return LEVELS if device.arch == "x86_64" else ("baseline",)
+
+
+def bounds(part: Part, plan: Plan, dtype: str) -> dict[str, tuple[int, int]]:
+    """The region that a verdict proves for a dtype: what lies between its workloads, search and held-out."""
+    seen = _proven(part, dtype)
+    axes = [axis for axis in part.task.axes if axis not in plan.static]
+    return {axis: (min(w.axes[axis] for w in seen), max(w.axes[axis] for w in seen)) for axis in axes}
+
+
+def flags(part: Part, plan: Plan, dtype: str) -> dict[str, tuple[int, ...]]:
+    seen = _proven(part, dtype)
+    names = [s.name for s in part.task.scalars if s.type == "int" and s.name not in plan.static]
+    return {name: tuple(sorted({int(w.scalars[name]) for w in seen})) for name in names}
+
+
+def _proven(part: Part, dtype: str) -> list[Workload]:
+    return [w for w in (*part.task.workloads, *part.task.held_out, *part.proven) if w.dtype == dtype]
 
 
 def capability(arch: str) -> int:

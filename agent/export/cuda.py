@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
-from agent.export.coverage import Image, Specialisation, Variant, capability
-from agent.export.rendering import condition, conjunction, label, render, title, workspace
+from agent.export.coverage import Image, Library, Specialisation, Variant, capability
+from agent.export.rendering import candidate_file, condition, conjunction, label, region, render, title, workspace
 from sandbox.contract import ITEMSIZE, SCALAR_T, Task, TensorSpec
 from sandbox.expressions import Expr, parse_expr
+from sandbox.nvrtc import CUDA_HEADERS, CUDA_OPTIONS, cuda_text
 from sandbox.plan import Launch, TensorMap
 
 CFLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
@@ -44,17 +46,34 @@ _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _WORDS_PER_LINE = 6
 
 
-def write(task: Task, package: str, variants: tuple[Variant, ...]) -> dict[str, str]:
+def write(library: Library) -> dict[str, str]:
     """The files of the cuda target, by path."""
+    ns = library.namespace
     files = {
-        "csrc/driver.h": render("driver.h.j2", package=package),
-        "csrc/driver.cpp": render("driver.cpp.j2", package=package, task=task, driver_symbols=DRIVER_SYMBOLS),
+        "csrc/driver.h": render("driver.h.j2", ns=ns),
+        "csrc/driver.cpp": render("driver.cpp.j2", ns=ns, driver_symbols=DRIVER_SYMBOLS),
     }
-    for variant in variants:
-        files[f"csrc/candidate_{variant.id12}.cpp"] = _candidate(task, package, variant)
-        for number, spec in enumerate(variant.specialisations):
-            files |= _images(package, variant, number, spec)
+    for op in library.ops:
+        for variant in op.variants:
+            files[candidate_file(op.task, variant)] = _candidate(ns, op.task, variant)
+            for number, spec in enumerate(variant.specialisations):
+                files |= _images(ns, op.task, variant, number, spec)
     return files
+
+
+def recipe(library: Library) -> dict[str, Any]:
+    """How to compile each specialisation again, for GPUs that there is no code for (package/compiling.py)."""
+    modules = {
+        _module(op.task, variant, number): {
+            "source": f"kernels/{variant.id12}.cu",
+            "prelude": cuda_text(variant.candidate.source).removesuffix(variant.candidate.source),
+            "macros": spec.macros,
+        }
+        for op in library.ops
+        for variant in op.variants
+        for number, spec in enumerate(variant.specialisations)
+    }
+    return {"options": CUDA_OPTIONS, "headers": CUDA_HEADERS, "modules": modules}
 
 
 def words(code: bytes) -> str:
@@ -63,6 +82,10 @@ def words(code: bytes) -> str:
     literals = [f"0x{word:x}," for (word,) in struct.iter_unpack("<Q", padded)]
     lines = (literals[i : i + _WORDS_PER_LINE] for i in range(0, len(literals), _WORDS_PER_LINE))
     return "\n".join("".join(line) for line in lines) + "\n"
+
+
+def _module(task: Task, variant: Variant, number: int) -> str:
+    return f"{task.name}/{variant.id12}/{number}"
 
 
 def _symbol(variant: Variant, number: int, image: Image) -> str:
@@ -95,20 +118,23 @@ def _image(variant: Variant, number: int, image: Image) -> dict[str, object]:
     }
 
 
-def _images(package: str, variant: Variant, number: int, spec: Specialisation) -> dict[str, str]:
+def _images(ns: str, task: Task, variant: Variant, number: int, spec: Specialisation) -> dict[str, str]:
     images = [_image(variant, number, image) for image in spec.images]
-    files = {f"csrc/{made['file']}": words(_code(image)) for made, image in zip(images, spec.images, strict=True)}
-    text = render("images.cpp.j2", package=package, id12=variant.id12, label=label(spec), images=images)
-    return {**files, f"csrc/images_{variant.id12}_{number}.cpp": text}
+    folder = f"csrc/{task.name}"
+    files = {f"{folder}/{made['file']}": words(_code(image)) for made, image in zip(images, spec.images, strict=True)}
+    text = render("images.cpp.j2", ns=ns, op=task.name, id12=variant.id12, label=label(spec), images=images)
+    return {**files, f"{folder}/images_{task.name}_{variant.id12}_{number}.cpp": text}
 
 
-def _candidate(task: Task, package: str, variant: Variant) -> str:
+def _candidate(ns: str, task: Task, variant: Variant) -> str:
     plan = variant.plan
     kernels = list(dict.fromkeys(launch.kernel for launch in plan.launches))
     specialisations = [
         {
             "unique": f"module_{number}",
+            "module": _module(task, variant, number),
             "label": label(spec),
+            "region": region(spec),
             "condition": condition(spec),
             "images": [_image(variant, number, image) for image in spec.images],
         }
@@ -116,7 +142,8 @@ def _candidate(task: Task, package: str, variant: Variant) -> str:
     ]
     return render(
         "candidate_cuda.cpp.j2",
-        package=package,
+        ns=ns,
+        task=task,
         v=variant,
         title=title(variant),
         kernels=kernels,

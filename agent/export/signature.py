@@ -6,11 +6,14 @@ Not covered: anything about kernels or plans.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from sandbox.contract import SCALAR_T, Record, ScalarSpec, Task, TensorSpec
 from sandbox.errors import BadInput
 from sandbox.expressions import parse_expr
 
+PACKAGE = Path(__file__).parent / "package"
+"""The files that every package carries as they are."""
 TORCH_DTYPES = {
     "float16": "Half",
     "bfloat16": "BFloat16",
@@ -22,12 +25,27 @@ TORCH_DTYPES = {
 """The names of torch::headeronly::ScalarType."""
 
 
+TAKEN = {
+    *(path.stem for path in PACKAGE.glob("*.py*")),
+    *("references", "patch", "provenance", "torch", "cdiv", "min", "max"),
+}
+"""Names in a package or in its operators.py that a task would hide."""
+
+
 class AxisSource(Record):
     """Where the value of an axis is read from: the first dimension of an argument that is just this axis."""
 
     axis: str
     tensor: str
     dimension: int
+
+
+def check(task: Task) -> None:
+    """BadInput where the task cannot be an operator of a package."""
+    axis_sources(task)
+    dtype_source(task)
+    if task.name in TAKEN:
+        raise BadInput(f"task {task.name}: the package has a name {task.name} of its own; wanted another name")
 
 
 def arguments(task: Task) -> tuple[TensorSpec, ...]:
@@ -57,14 +75,21 @@ def dtype_source(task: Task) -> str:
     raise BadInput(f"task {task.name}: no input or in-out has dtype {SCALAR_T}, so the call's dtype cannot be known")
 
 
-def schema(task: Task) -> str:
-    """The operator's schema in PyTorch's notation."""
+def schemas(task: Task) -> list[str]:
+    """The operator, PyTorch's own way to compute it, and its gradient where there is one."""
+    scalars = "".join(f"{s.type} {s.name}, " for s in task.scalars)
+    backward = f"{task.name}_backward(Tensor[] grads, Tensor[] tensors, {scalars}bool[] needs) -> Tensor[]"
+    return [schema(task), schema(task, "_reference"), *([] if task.inouts else [backward])]
+
+
+def schema(task: Task, suffix: str = "") -> str:
+    """The operator's schema in PyTorch's notation, or with a suffix that of another on the same arguments."""
     aliases = iter("abcdefghijklmnop")
     tensors = [f"Tensor({next(aliases)}!) {t.name}" for t in task.inouts] + [f"Tensor {t.name}" for t in task.inputs]
     scalars = [f"{s.type} {s.name}{_default(task, s)}" for s in task.scalars]
     returns = ["Tensor"] * len(task.outputs)
     result = returns[0] if len(returns) == 1 else f"({', '.join(returns)})"
-    return f"{task.name}({', '.join(tensors + scalars)}) -> {result}"
+    return f"{task.name}{suffix}({', '.join(tensors + scalars)}) -> {result}"
 
 
 def python_parameters(task: Task) -> str:

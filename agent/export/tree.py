@@ -6,53 +6,74 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.export import cpu, cuda, signature
-from agent.export.coverage import Variant, Winner
+from agent.export import cpu, cuda, signature, workloads
+from agent.export.coverage import Library, Op, capability, levels
 from agent.export.provenance import figures, provenance
-from agent.export.rendering import TEMPLATES, label, render, title
-from sandbox.contract import ITEMSIZE, SCALAR_T, Device, Task, TensorSpec, Workload
+from agent.export.rendering import TEMPLATES, dispatch_file, region, render, title
+from agent.export.signature import PACKAGE
+from sandbox.contract import ITEMSIZE, SCALAR_T, Task, TensorSpec, Workload
 from sandbox.errors import Infrastructure
 
-
-def package_name(task: Task, variants: tuple[Variant, ...]) -> str:
-    """`warpsmith_attention_1a2b3c4d`: a name for this very content, so that two versions can live in one process."""
-    images = [i.artifact.sha256 for v in variants for s in v.specialisations for i in s.images]
-    parts = [task.version, task.target, sorted((v.candidate.id, v.wins) for v in variants), images, _generator()]
-    return f"warpsmith_{task.name}_{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
-def files(
-    task: Task, package: str, variants: tuple[Variant, ...], winners: dict[str, Winner], device: Device
-) -> dict[str, str]:
+def library(ops: tuple[Op, ...], name: str | None) -> Library:
+    """Without a name of its own it is `warpsmith_attention_1a2b3c4d`, so that two versions can live side by side."""
+    key = fingerprint(ops)
+    if name is None:
+        package = f"warpsmith_{'_'.join(op.task.name for op in ops)}_{key}"
+        return Library(package=package, namespace=package, ops=ops)
+    return Library(package=name, namespace=f"{name}_{key}", ops=ops)
+
+
+def fingerprint(ops: tuple[Op, ...]) -> str:
+    """Eight hex digits for this very content."""
+    parts = [
+        [
+            op.task.version,
+            op.task.target,
+            sorted((v.candidate.id, v.wins) for v in op.variants),
+            [
+                spec.model_dump(mode="json", include={"bounds", "flags"})
+                for v in op.variants
+                for spec in v.specialisations
+            ],
+            [i.artifact.sha256 for v in op.variants for s in v.specialisations for i in s.images],
+        ]
+        for op in ops
+    ]
+    return hashlib.sha256(json.dumps([parts, _generator()]).encode()).hexdigest()[:8]
+
+
+def files(library: Library) -> dict[str, str]:
     """Every file of the tree, by path."""
-    half = cuda if task.target == "cuda" else cpu
-    texts: dict[str, str] = half.write(task, package, variants)
-    names = [t.name for t in signature.arguments(task)] + [s.name for s in task.scalars]
-    common: dict[str, Any] = {
-        "package": package,
-        "task": task,
-        "version": f"0.1.0+{package[-8:]}",
-        "cuda": task.target == "cuda",
-        "names": names,
-        "arguments": signature.arguments(task),
-        "sources": signature.axis_sources(task),
-        "schema": signature.schema(task),
-    }
+    half = cuda if library.target == "cuda" else cpu
+    common = _common(library)
+    package = library.package
+    texts: dict[str, str] = half.write(library)
     texts |= {
-        "csrc/problem.h": render("problem.h.j2", **common),
-        "csrc/dispatch.cpp": _dispatch(task, variants, winners, common),
-        "csrc/binding.cpp": _binding(task, common),
-        f"{package}/__init__.py": _python(task, common),
+        "csrc/common.h": render("common.h.j2", **common),
+        "csrc/binding.cpp": render("binding.cpp.j2", **common),
         "setup.py": render("setup.py.j2", **common),
         "pyproject.toml": render("pyproject.toml.j2", **common),
-        "README.md": _readme(task, variants, winners, device, common),
-        "provenance.json": json.dumps(provenance(task, package, variants, winners, device), indent=2) + "\n",
-        **{f"kernels/{v.id12}.{'cu' if task.target == 'cuda' else 'cpp'}": v.candidate.source for v in variants},
+        "README.md": _readme(library, common),
+        f"{package}/__init__.py": render("package.py.j2", **common),
+        f"{package}/LICENSE": render("LICENSE.j2", **common),
+        f"{package}/operators.py": render("operators.py.j2", **common),
+        f"{package}/references/__init__.py": '"""The operators in PyTorch."""\n',
+        f"{package}/provenance.json": json.dumps(provenance(library), indent=2) + "\n",
+        f"{package}/workloads.json": workloads.text([op.task for op in library.ops]),
+        **{f"{package}/{path.name}": path.read_text() for path in _static()},
     }
-    return texts | {"csrc/build.json": _recipe(sorted(texts), half.CFLAGS, half.LDFLAGS)}
+    if library.target == "cuda":
+        texts[f"{package}/kernels.json"] = json.dumps(cuda.recipe(library), indent=1) + "\n"
+    for op in library.ops:
+        texts |= _of_task(package, op, common)
+    return texts | {"csrc/build.json": json.dumps(_recipe(library, sorted(texts)), indent=2) + "\n"}
 
 
 def write(texts: dict[str, str], root: Path) -> None:
@@ -75,26 +96,67 @@ def write(texts: dict[str, str], root: Path) -> None:
 # ---------------------------------------------------------------- files
 
 
-def _dispatch(task: Task, variants: tuple[Variant, ...], winners: dict[str, Winner], common: dict[str, Any]) -> str:
-    workloads = {w.name: w for w in task.workloads}
+def _common(library: Library) -> dict[str, Any]:
+    """What the templates are filled with."""
+    on_cuda = library.target == "cuda"
+    return {
+        "package": library.package,
+        "ns": library.namespace,
+        "target": library.target,
+        "cuda": on_cuda,
+        "levels": () if on_cuda else levels(library.ops[0].parts[0].device),
+        "features": cpu.FEATURES,
+        "version": f"0.1.0+{library.namespace[-8:]}",
+        "names": [op.task.name for op in library.ops],
+        "ops": [_op(op) for op in library.ops],
+        "title": "; ".join(op.task.summary for op in library.ops),
+        "docstring": _docstring,
+        "static": [name for name in ("layers", "patching") if (PACKAGE / f"{name}.py").exists()],
+    }
+
+
+def _docstring(text: str) -> str:
+    """The text as it may stand between three double quotes."""
+    return text.replace("\\", "\\\\").replace('"', "'")
+
+
+def _static() -> list[Path]:
+    return sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+
+
+def _of_task(package: str, op: Op, common: dict[str, Any]) -> dict[str, str]:
+    task = op.task
+    suffix = "cu" if task.target == "cuda" else "cpp"
+    return {
+        f"csrc/{task.name}/problem.h": render("problem.h.j2", task=task, **common),
+        dispatch_file(task): _dispatch(op, common),
+        f"{package}/references/{task.name}.py": (task.folder / "reference.py").read_text(),
+        **{f"{package}/kernels/{v.id12}.{suffix}": v.candidate.source for v in op.variants},
+    }
+
+
+def _dispatch(op: Op, common: dict[str, Any]) -> str:
+    task = op.task
     flags = [s.name for s in task.scalars if s.type == "int"]
     entries = [
         {
-            "workload": workloads[name],
-            "id12": winner.candidate.id[:12],
-            "itemsize": ITEMSIZE[workloads[name].dtype],
-            "members": _members(task, workloads[name]),
+            "workload": entry.workload,
+            "id12": entry.candidate[:12],
+            "arch": entry.arch,
+            "capability": capability(entry.arch) if task.target == "cuda" else 0,
+            "itemsize": ITEMSIZE[entry.workload.dtype],
+            "members": _members(task, entry.workload),
         }
-        for name, winner in winners.items()
+        for entry in op.entries
     ]
-    offers = dict.fromkeys(label(spec) for v in variants for spec in v.specialisations)
+    offers = dict.fromkeys(region(spec) for v in op.variants for spec in v.specialisations)
     return render(
         "dispatch.cpp.j2",
         **common,
-        variants=variants,
+        task=task,
+        variants=op.variants,
         entries=entries,
         flags=flags,
-        keys=[*task.axes, *flags],
         offer="; ".join(offers),
     )
 
@@ -108,75 +170,84 @@ def _members(task: Task, workload: Workload) -> list[str]:
     return [*(str(workload.axes[axis]) for axis in task.axes), *scalars]
 
 
-def _binding(task: Task, common: dict[str, Any]) -> str:
-    arguments = [f"Tensor arg_{t.name}" for t in signature.arguments(task)]
+def _op(op: Op) -> dict[str, Any]:
+    """A task's face to PyTorch, in C++ and Python."""
+    task = op.task
+    arguments = signature.arguments(task)
     scalars = [f"{'double' if s.type == 'float' else 'int64_t'} arg_{s.name}" for s in task.scalars]
+    names = [t.name for t in arguments] + [s.name for s in task.scalars]
     made = [f"made_{t.name}" for t in task.outputs]
     pointers = (
         [f"{name}.data_ptr()" for name in made]
         + [f"arg_{t.name}.data_ptr()" for t in task.inouts]
         + [f"read_{t.name}.data_ptr()" for t in task.inputs]
     )
-    written = [*made, *(f"arg_{t.name}" for t in task.inouts)]
-    return render(
-        "binding.cpp.j2",
-        **common,
-        first=f"arg_{signature.arguments(task)[0].name}",
-        dtype_source=signature.dtype_source(task),
-        cpp_arguments=", ".join([f"const Tensor& arg_{t.name}" for t in signature.arguments(task)] + scalars),
-        cpp_parameters=", ".join(arguments + scalars),
-        cpp_result={0: "void", 1: "Tensor"}.get(len(made), f"std::tuple<{', '.join(['Tensor'] * len(made))}>"),
-        cpp_return={0: "", 1: "".join(made)}.get(len(made), f"{{{', '.join(made)}}}"),
-        cpp_shape=signature.cpp_shape,
-        torch_dtype=_torch_dtype,
-        pointers=pointers,
-        written=[f"{name}.numel() == 0" for name in written],
-    )
+    shapes = [f"nothing(shape_{t.name})" for t in task.outputs]
+    return {
+        "task": task,
+        "arguments": arguments,
+        "names": names,
+        "first": arguments[0].name,
+        "sources": signature.axis_sources(task),
+        "dtype_source": signature.dtype_source(task),
+        "schema": signature.schema(task),
+        "schemas": signature.schemas(task),
+        "dtypes": sorted({spec.dtype for variant in op.variants for spec in variant.specialisations}),
+        "cpp_arguments": ", ".join([f"const Tensor& arg_{t.name}" for t in arguments] + scalars),
+        "cpp_parameters": ", ".join([f"Tensor arg_{t.name}" for t in arguments] + scalars),
+        "cpp_names": ", ".join(f"arg_{name}" for name in names),
+        "cpp_result": {0: "void", 1: "Tensor"}.get(len(made), f"std::tuple<{', '.join(['Tensor'] * len(made))}>"),
+        "cpp_return": {0: "", 1: "".join(made)}.get(len(made), f"{{{', '.join(made)}}}"),
+        "cpp_shape": signature.cpp_shape,
+        "torch_dtype": _torch_dtype,
+        "pointers": pointers,
+        "empty": shapes + [f"arg_{t.name}.numel() == 0" for t in task.inouts],
+        "python_parameters": signature.python_parameters(task),
+        "python_result": signature.python_result(task),
+        "fake_dtype": _fake_dtype(signature.dtype_source(task)),
+    }
 
 
 def _torch_dtype(tensor: TensorSpec) -> str:
     return SCALAR_T if tensor.dtype == SCALAR_T else f"ScalarType::{signature.TORCH_DTYPES[tensor.dtype]}"
 
 
-def _python(task: Task, common: dict[str, Any]) -> str:
-    source = signature.dtype_source(task)
-
-    def fake_dtype(tensor: TensorSpec) -> str:
-        return f"{source}.dtype" if tensor.dtype == SCALAR_T else f"torch.{tensor.dtype}"
-
-    return render(
-        "package.py.j2",
-        **common,
-        python_parameters=signature.python_parameters(task),
-        python_result=signature.python_result(task),
-        fake_dtype=fake_dtype,
-    )
+def _fake_dtype(source: str) -> Callable[[TensorSpec], str]:
+    return lambda tensor: f"{source}.dtype" if tensor.dtype == SCALAR_T else f"torch.{tensor.dtype}"
 
 
-def _readme(
-    task: Task, variants: tuple[Variant, ...], winners: dict[str, Winner], device: Device, common: dict[str, Any]
-) -> str:
-    titles = {v.candidate.id: title(v) for v in variants}
-    rows = [
+def _readme(library: Library, common: dict[str, Any]) -> str:
+    images = [image for op in library.ops for v in op.variants for s in v.specialisations for image in s.images]
+    tables = [{"op": op, "rows": _rows(op)} for op in library.ops]
+    archs = sorted({image.arch for image in images if image.judged})
+    return render("README.md.j2", **common, tables=tables, judged=archs)
+
+
+def _rows(op: Op) -> list[dict[str, str]]:
+    titles = {v.candidate.id: title(v) for v in op.variants}
+    return [
         {
             "workload": name,
-            "id12": w.candidate.id[:12],
-            "title": titles[w.candidate.id].replace("|", "\\|"),
-            **figures(name, w),
+            "device": part.device.name,
+            "id12": winner.candidate.id[:12],
+            "title": titles[winner.candidate.id].replace("|", "\\|"),
+            **figures(name, winner),
         }
-        for name, w in winners.items()
+        for part in op.parts
+        for name, winner in part.winners.items()
     ]
-    judged = any(image.judged for v in variants for spec in v.specialisations for image in spec.images)
-    return render("README.md.j2", **common, device=device, rows=rows, judged=judged)
 
 
-def _recipe(paths: list[str], cflags: list[str], ldflags: list[str]) -> str:
-    recipe = {
-        "sources": [path for path in paths if path.startswith("csrc/") and path.endswith(".cpp")],
-        "cflags": [*cflags, "-DTORCH_TARGET_VERSION=0x020a000000000000"],
-        "ldflags": ldflags,
-    }
-    return json.dumps(recipe, indent=2) + "\n"
+def _recipe(library: Library, paths: list[str]) -> dict[str, Any]:
+    """How to compile: `tree` for the machine at hand, `wheel` for others."""
+    if library.target == "cuda":
+        sources = [path for path in paths if path.startswith("csrc/") and path.endswith(".cpp")]
+        flags = {"sources": sources, "cflags": cuda.CFLAGS, "ldflags": cuda.LDFLAGS}
+        recipe: dict[str, Any] = {"tree": flags, "wheel": {"_C": flags}}
+    else:
+        flags = {"sources": cpu.sources(library), "cflags": cpu.CFLAGS, "ldflags": cpu.LDFLAGS}
+        recipe = {"tree": flags, "wheel": cpu.builds(library)}
+    return {"name": library.namespace, "target": TORCH_TARGET, **recipe}
 
 
 def _replace(fresh: Path, root: Path) -> None:
@@ -189,5 +260,5 @@ def _replace(fresh: Path, root: Path) -> None:
 
 def _generator() -> str:
     """Hash of the templates: the same winners under a newer generator are another version."""
-    texts = b"".join(path.read_bytes() for path in sorted(TEMPLATES.glob("*.j2")))
-    return hashlib.sha256(texts).hexdigest()
+    paths = [*sorted(TEMPLATES.glob("*.j2")), *_static()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.export import provenance
 from agent.export.signature import arguments
 from sandbox.contract import Record, Task, TensorSpec, Workload
 from sandbox.errors import BadInput, Infrastructure, ToolchainMissing
@@ -55,12 +56,15 @@ class ExtensionReport(Record):
 def verify(
     root: Path, task: Task, workloads: Sequence[Workload] | None = None, timeout_s: float = 900
 ) -> ExtensionReport:
-    """Build, import and run every workload that the tree says it serves, search and held-out unless given.
+    """Build, import and run every workload of a task that the tree says it serves, search and held-out unless given.
 
     A build that fails and outputs that disagree come back as `ok=False`; BadInput where `root` is no composed tree,
     Infrastructure where this machine cannot decide.
     """
-    known = _provenance(root)
+    known = provenance.read(root)
+    if task.name not in known["tasks"]:
+        raise BadInput(f"{root} has {', '.join(known['tasks'])}, wanted {task.name}")
+    served = known["tasks"][task.name]["served"]
     chosen = workloads if workloads is not None else (*task.workloads, *task.held_out)
     request = {
         "root": str(root),
@@ -68,22 +72,13 @@ def verify(
         "function": task.name,
         "target": task.target,
         "reference": str((task.folder / "reference.py").resolve()),
-        "outputs": len(task.outputs),
-        "workloads": [_spell(task, workload) for workload in chosen if workload.name in known["served"]],
+        "workloads": [_spell(task, workload) for workload in chosen if workload.name in served],
     }
     answer, log = _ask(request, timeout_s)
     if answer is None:
         message = f"{known['package']} did not build or import:\n{log[-LOG_CHARS:]}"
         return ExtensionReport(package=known["package"], built_s=0, ran=False, ok=False, message=message)
-    return _report(known["package"], answer, [w for w in chosen if w.name not in known["served"]])
-
-
-def _provenance(root: Path) -> dict[str, Any]:
-    try:
-        known: dict[str, Any] = json.loads((root / "provenance.json").read_text())
-    except (OSError, ValueError) as exc:
-        raise BadInput(f"{root} is no composed extension: {exc}") from exc
-    return known
+    return _report(known["package"], answer, [w for w in chosen if w.name not in served])
 
 
 def _spell(task: Task, workload: Workload) -> dict[str, Any]:
@@ -126,7 +121,8 @@ def _ask(request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any] | No
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
-                env={**without_keys(), "PATH": path, "TORCH_EXTENSIONS_DIR": folder},
+                # What PyTorch computes in a kernel's place agrees with itself.
+                env={**without_keys(), "PATH": path, "TORCH_EXTENSIONS_DIR": folder, "WARPSMITH_FALLBACK": "error"},
                 check=False,
                 # Ctrl-C drains the run; it must not reach the build and be taken for its failure.
                 start_new_session=True,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import Any
 
-from sandbox.errors import BadInput, Infrastructure
+from agent.export import provenance
+from sandbox.errors import Infrastructure
 from sandbox.secrecy import without_keys
 
 
@@ -18,8 +22,7 @@ def build_wheel(root: Path, out: Path, timeout_s: float = 900) -> Path:
 
     BadInput where `root` is no composed tree, Infrastructure where the build fails.
     """
-    if not (root / "provenance.json").is_file():
-        raise BadInput(f"{root} is no composed extension: it has no provenance.json")
+    provenance.read(root)
     with tempfile.TemporaryDirectory(prefix="warpsmith-wheel-") as folder:
         tree, made = Path(folder) / "tree", Path(folder) / "made"
         shutil.copytree(root, tree)
@@ -42,3 +45,42 @@ def build_wheel(root: Path, out: Path, timeout_s: float = 900) -> Path:
             raise Infrastructure(f"the wheel of {root.name} was not built:\n{(done.stdout + done.stderr)[-4000:]}")
         out.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(wheels[0], out / wheels[0].name))
+
+
+def verify_wheel(wheel: Path, package: str, timeout_s: float = 1800) -> tuple[bool | None, str]:
+    """Whether the wheel's own `verify` passes here, and what it said; None where this machine lacks its device.
+
+    It runs in a process and a folder of its own, from what is in the wheel alone.
+    """
+    with tempfile.TemporaryDirectory(prefix="warpsmith-verify-") as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", package, "verify", "--json"],
+                cwd=folder,
+                env={**without_keys(), "PYTHONPATH": folder},
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise Infrastructure(f"verifying {wheel.name} took longer than {timeout_s:g} s") from exc
+    if not done.stdout:
+        return False, f"{package} could not be verified, it ended with status {done.returncode}:\n{done.stderr[-4000:]}"
+    return _said(json.loads(done.stdout))
+
+
+def _said(report: dict[str, Any]) -> tuple[bool | None, str]:
+    rows = report["rows"]
+    wrong = [
+        f"{row['task']}, {row['workload']}: {row['note'] or 'its error is too large'}" for row in rows if not row["ok"]
+    ]
+    made = [row for row in rows if row["by"]]
+    if wrong:
+        return False, f"{len(wrong)} of {len(rows)} calls are wrong: {'; '.join(wrong)}"
+    if not made:
+        return None, f"not verified here: {report['device']}"
+    by_kernel = sum(row["by"] == "kernel" for row in made)
+    return True, f"{len(made)} of {len(rows)} calls agree with float64, {by_kernel} of them answered by a kernel"

@@ -146,7 +146,7 @@ def test_killed_run_resumes_to_what_an_uninterrupted_run_finds(tmp_path: Path, f
     outcome = json.loads(finish(whole.run("--json")))
     assert outcome["status"] == "finished"
     assert outcome["ok"], outcome["message"]
-    assert (Path(outcome["composed"]) / "provenance.json").is_file()
+    assert (Path(outcome["composed"]) / outcome["package"] / "provenance.json").is_file()
     found = check_archive(program.archive, folder)
     assert found == check_archive(whole.archive, folder)
     assert len(found) == SPACE
