@@ -1,7 +1,7 @@
 """Keys and values of the past, in memory that is allocated once and grows by doubling.
 
-Not covered: which positions hold anything. The caller says where tokens stand; a position that he never wrote holds zeros,
-or what stood there before.
+Not covered: which positions hold anything. The caller says where tokens stand; a position that he
+never wrote holds zeros, or what stood there before.
 """
 
 from __future__ import annotations

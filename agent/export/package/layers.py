@@ -1,7 +1,7 @@
 """Modules that take the place of plain PyTorch ones: the same state dict, this package's operators where they serve.
 
-Where no kernel was proven for a call, under autocast for what it keeps in float32, and while a module trains, they compute
-with PyTorch's own functions: the operators' backward computes the forward again, that of PyTorch does not. Not covered:
+Where no kernel was proven for a call, under autocast (attention aside), and while a module trains, they compute with
+PyTorch's own functions: the operators' backward computes the forward again, that of PyTorch does not. Not covered:
 rotary or other positions, dropout, biases, more than one device.
 """
 
@@ -23,9 +23,9 @@ __all__ = ["FusedAttentionLayerNorm", "LayerNorm", "MultiLayerPerceptron", "Opti
 class OptimizedAttention(nn.Module):
     """Self-attention with grouped-query heads and a preallocated cache.
 
-    `is_causal` is for calls without `input_pos`; those with it are always causal. The cache is made by the first call with
-    `input_pos` and its context grows by doubling. With `max_batch` or `max_context` that size is allocated at once and is
-    the limit, which positions on a GPU need. Plain twin: plain.PlainAttention.
+    `is_causal` is for calls without `input_pos`; those with it are always causal. The cache is made by the first call
+    with `input_pos` and its context grows by doubling. With `max_batch` or `max_context` that size is allocated at once
+    and is the limit, which positions on a GPU need. Plain twin: plain.PlainAttention.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OptimizedAttention(nn.Module):
             return self.out_proj(self._attend_cached(x, allowed, input_pos))  # type: ignore[no-any-return]
 
     def allocate_cache(self, batch: int, context: int, dtype: torch.dtype | None = None) -> None:
-        """An empty cache of this size, in the dtype of the weights unless given; needed before compiling a decode step."""
+        """An empty cache of this size, by default in the dtype of the weights; needed before a compiled decode step."""
         weight = self.k_proj.weight
         self.cache.allocate(batch, context, dtype or weight.dtype, weight.device)
 
@@ -92,8 +92,8 @@ class OptimizedAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, heads, head_dim] each."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        return tuple(t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # type: ignore[return-value]
+        heads = *x.shape[:2], -1, self.head_dim
+        return self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """Over the tokens of this call alone. q, k, v: [B, S, heads, D] -> [B, S, H*D]."""
@@ -204,9 +204,7 @@ class FusedAttentionLayerNorm(OptimizedAttention):
 
     def _operator(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         norm = self.norm
-        out: Tensor = operators.attention_layernorm(
-            q, k, v, norm.weight, norm.bias, self.scale, int(causal), norm.eps
-        )
+        out: Tensor = operators.attention_layernorm(q, k, v, norm.weight, norm.bias, self.scale, int(causal), norm.eps)
         return out
 
 

@@ -1,7 +1,7 @@
 """The plain PyTorch twins of layers.py, as people write them: the same constructors, calls and state dicts.
 
-They are what layers are held against. Not covered: positions that differ by row; a cache that grows by torch.cat has one
-length. LayerNorm's twin is torch.nn.LayerNorm.
+They are what layers are held against. LayerNorm's twin is torch.nn.LayerNorm. Not covered: positions that differ by
+row; a cache that grows by torch.cat has one length.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PlainAttention(nn.Module):
         self.past: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, input_pos: int | None = None) -> Tensor:
-        """x: [B, S, d_model] -> the same shape; `input_pos` is the number of tokens before, and keeps keys and values."""
+        """x: [B, S, d_model] -> the same shape. `input_pos`: how many tokens are cached; these are added."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if input_pos is not None:
             k, v = self._remember(k, v, input_pos)
@@ -57,7 +57,8 @@ class PlainAttention(nn.Module):
         self.past = None
 
     def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        batch, tokens, _ = projected.shape
+        return projected.view(batch, tokens, -1, self.head_dim).transpose(1, 2)
 
     def _repeat(self, kv: Tensor) -> Tensor:
         return kv.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
