@@ -136,12 +136,12 @@ def _visit(
 
 
 def inherit(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Mode, further attributes and further children of the old module, and the old module itself."""
+    """Mode, further attributes and further children of the old module, in its order, and the old module itself."""
     for name, value in vars(old).items():
         vars(new).setdefault(name, value)
-    for name, child in old._modules.items():
-        if name not in new._modules:
-            new.add_module(name, child)
+    children = {**old._modules, **new._modules}  # the order of parameters is that of an optimiser's state
+    new._modules.clear()
+    new._modules.update(children)
     new.training = old.training
     vars(new)["_replaced"] = old  # past nn.Module, which would make it a child
     return new
@@ -169,6 +169,8 @@ def layernorm(module: nn.Module) -> nn.Module | str | None:
         return "has no weight and bias; PyTorch's own would be called"
     if "layernorm" not in operators.NAMES:
         return "this package has no layernorm"
+    if why := own_ways(module):
+        return why
     new = LayerNorm(module.normalized_shape, module.eps, device="meta")
     new._parameters = module._parameters  # the dict itself: undone, the old module has what was loaded since
     return new
@@ -180,6 +182,8 @@ def plain_attention(module: nn.Module) -> nn.Module | str | None:
         return None
     if module.past is not None:
         return "its cache is in use; call reset_cache() first"
+    if why := own_ways(module):
+        return why
     sizes = module.d_model, module.n_heads, module.n_kv_heads
     if not isinstance(module, PlainAttentionLayerNorm):
         return shared(module, OptimizedAttention(*sizes, is_causal=module.is_causal, device="meta"), ATTENTION)
@@ -216,8 +220,7 @@ def attention(module: nn.Module) -> nn.Module | str | None:
     """Classes with the projections of OptimizedAttention, whose forward(x[, mask]) computes the same."""
     if any(name not in module._modules for name in ATTENTION[:3]):
         return None
-    why = unlike(module, ATTENTION, optional=("mask",))
-    if why:
+    if why := unlike(module, ATTENTION, optional=("mask",)):
         return why
     q, k = module._modules["q_proj"], module._modules["k_proj"]
     assert isinstance(q, nn.Linear)
@@ -267,6 +270,8 @@ def shared(old: nn.Module, new: nn.Module, names: Sequence[str]) -> nn.Module:
 
 def unlike(module: nn.Module, projections: Sequence[str], optional: Sequence[str]) -> str | None:
     """Why a module is not made of bias-free projections alone, or what else its forward takes."""
+    if why := own_ways(module):
+        return why
     for name in projections:
         linear = module._modules.get(name)
         if type(linear) is not nn.Linear:

@@ -72,7 +72,10 @@ def function(task: str) -> str:
 
 def provenance(tasks: Sequence[str]) -> dict[str, object]:
     """Of a package, as far as regions go."""
-    return {"target": "cpu", "tasks": {task: {"candidates": {"one": {"specialisations": [spec(task)]}}} for task in tasks}}
+    return {
+        "target": "cpu",
+        "tasks": {task: {"candidates": {"one": {"specialisations": [spec(task)]}}} for task in tasks},
+    }
 
 
 def spec(task: str) -> dict[str, object]:

@@ -61,13 +61,17 @@ def test_state_dicts_are_those_of_the_plain_twins(package: Package, fused: bool)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     mlp = package.layers.MultiLayerPerceptron(8, 16), package.plain.PlainMultiLayerPerceptron(8, 16)
-    assert list(mlp[0].state_dict()) == list(mlp[1].state_dict()) == [f"{n}_proj.weight" for n in ("gate", "up", "down")]
+    assert (
+        list(mlp[0].state_dict()) == list(mlp[1].state_dict()) == [f"{n}_proj.weight" for n in ("gate", "up", "down")]
+    )
     assert list(package.layers.LayerNorm(8).state_dict()) == list(nn.LayerNorm(8).state_dict())
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_attention_and_its_gradients_are_those_of_the_plain_twin(package: Package, fused: bool, is_causal: bool) -> None:
+def test_attention_and_its_gradients_are_those_of_the_plain_twin(
+    package: Package, fused: bool, is_causal: bool
+) -> None:
     ours, theirs = twins(package, fused, is_causal=is_causal)
     x = torch.randn(3, 17, 64)
     for training in (True, False):
@@ -203,7 +207,9 @@ def test_positions_on_a_device_are_never_read(package: Package) -> None:
     """Tensors of the meta device have no values, so that reading one is an error."""
     ours = package.layers.OptimizedAttention(64, 4, 2, max_batch=3, max_context=32, device="meta")
     for tokens in (1, 4):
-        out = ours(torch.empty(2, tokens, 64, device="meta"), input_pos=torch.empty(2, dtype=torch.int32, device="meta"))
+        out = ours(
+            torch.empty(2, tokens, 64, device="meta"), input_pos=torch.empty(2, dtype=torch.int32, device="meta")
+        )
         assert out.shape == (2, tokens, 64)
     growing = package.layers.OptimizedAttention(64, 4, 2, device="meta")
     with pytest.raises(ValueError, match=r"room for 0 rows, got 2, .* call allocate_cache\(batch, context\) first"):
@@ -308,7 +314,9 @@ def test_layernorm_takes_any_leading_shape(package: Package, shape: tuple[int, .
         torch.testing.assert_close(ours(x), theirs(x), **TOLERANCE)
 
 
-def test_layernorm_over_several_dimensions_without_bias_and_in_other_dtypes_is_that_of_pytorch(package: Package) -> None:
+def test_layernorm_over_several_dimensions_without_bias_and_in_other_dtypes_is_that_of_pytorch(
+    package: Package,
+) -> None:
     x = torch.randn(2, 3, 4, 8)
     for settings in ({}, {"bias": False}, {"elementwise_affine": False}):
         ours, theirs = package.layers.LayerNorm((4, 8), **settings).eval(), nn.LayerNorm((4, 8), **settings)
