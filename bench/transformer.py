@@ -5,7 +5,8 @@
 24 layers, 2048 wide, grouped-query heads, random weights, contexts of 2k and 8k; much smaller on a CPU. The contenders
 (bench/decoders.py) share their weights, must agree before anything is timed, and take turns in random order in every
 round. Medians over rounds with bootstrap intervals; one round is one prefill, or `--steps` decode steps after a full
-context. Written after every row; with --append the same command goes on where it stopped. Not covered: sampling, several GPUs, the quality of text.
+context. Written after every row; with --append the same command goes on where it stopped. Not covered: sampling,
+several GPUs, the quality of text.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ def markdown(report: Report) -> str:
         f"- {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
         f"- {model}; random weights, the same for all",
         *(f"- {name}: {names[name]}" for name in shown),
-        "- tokens per second: median over rounds, 95 % bootstrap interval in brackets; decode rounds begin after the context",
+        "- tokens per second: median over rounds (95 % bootstrap interval); decode rounds begin after the context",
         "- kernels: operators that have one proven for the row's shapes; the others are PyTorch's",
         *(f"- {note}" for note in report.notes),
         "",
