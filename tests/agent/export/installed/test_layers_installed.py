@@ -1,4 +1,4 @@
-"""Layers and patch from an installed package: state dicts, gradients, a thousand decoding steps, compiling, undoing."""
+"""Layers and patch, from an installed package: state dicts, gradients, a thousand steps, compiling, undoing."""
 
 from __future__ import annotations
 
