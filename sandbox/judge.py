@@ -180,8 +180,16 @@ class Judge:
         def decide(prepared: Prepared) -> None:
             rounds = SEARCH_ROUNDS[self.device.target]
             done.put(
-                _outcome(lambda: self._decide(room, prepared, room.evidence, rounds, confirmed=False, later=ending))
+                _outcome(lambda: self._decide(room, prepared, room.evidence, rounds, confirmed=False, later=end_later))
             )
+
+        def end_later(prepared: Prepared) -> None:
+            ending.submit(end, prepared)
+
+        def end(prepared: Prepared) -> None:
+            failed = _outcome(lambda: _discard(prepared))
+            if isinstance(failed, Exception):
+                done.put(failed)
 
         def prepare(candidate: Candidate, submitted: float) -> None:
             prepared = _outcome(lambda: self._prepare(room, candidate, submitted, ahead))
@@ -202,12 +210,15 @@ class Judge:
                     beforehand.submit(prepare, candidate, time.perf_counter())
                     on_its_way += 1
                 if not on_its_way:
-                    return
+                    break
                 found = done.get()
                 on_its_way -= 1
                 if isinstance(found, Exception):
                     raise found
                 yield found
+        # Of workers that ended after the last verdict.
+        if not done.empty():
+            raise done.get()  # type: ignore[misc]  # With nothing on its way, what is left failed.
 
     def _decide(
         self,
@@ -216,7 +227,7 @@ class Judge:
         evidence: Evidence,
         rounds: int,
         confirmed: bool,
-        later: ThreadPoolExecutor | None = None,
+        later: Callable[[Prepared], None] | None = None,
     ) -> Judgement:
         """The verdict. A worker without native code of its candidate is idle by now, and may be ended `later`."""
         verdict = prepared.verdict
@@ -228,7 +239,7 @@ class Judge:
             verdict = rejection.verdict
         finally:
             if later and prepared.build and not prepared.build.native:
-                later.submit(_discard, prepared)
+                later(prepared)
             else:
                 _discard(prepared)
         judgement = Judgement(

@@ -585,11 +585,15 @@ def _one_by_one(draws: list[Drawn], timed: bool) -> list[Step]:
 
 
 def _side_by_side(draws: list[Drawn], timed: bool, sets: int) -> list[list[Step]]:
-    """The same steps over up to so many sets, what resembles each other on the same one."""
+    """The same steps over up to so many sets, which take turns: what resembles each other on one set, or in a row.
+
+    Where no time can be won, one lane does for all that resembles the first draw.
+    """
     first = draws[0]
-    lanes = [[Step(first, keep=True), Step(first, "patched"), Step(first, recall=True)]]
+    lanes = [[Step(first, keep=True), Step(first, "moved" if timed else "patched"), Step(first, recall=True)]]
     if timed:
-        lanes.append([Step(first), Step(first, "moved"), Step(first, "patched")])
+        # Called right behind those of the first lane: who keeps one answer, of any set, has one that resembles it.
+        lanes.append([Step(first, "patched"), Step(first), Step(first, "patched")])
     others = max(1, min(sets - len(lanes), len(draws) - 1))
     lanes += [[Step(drawn) for drawn in draws[1 + i :: others]] for i in range(others)]
     return [[step for lane in lanes[i::sets] for step in lane] for i in range(min(sets, len(lanes)))]

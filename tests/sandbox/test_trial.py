@@ -89,10 +89,15 @@ def test_every_step_is_taken_and_what_resembles_each_other_stays_on_one_set(
     assert {(s.drawn.slot, s.change) for lane in lanes for s in lane} == {
         (s.drawn.slot, s.change) for s in _one_by_one(draws, timed)
     }
-    for lane in lanes:
-        for before, step in itertools.pairwise(lane):
-            assert step.change == "plain" or before.drawn is step.drawn
     assert max(map(len, lanes)) <= len(_one_by_one(draws, timed))
+    calls = [step for turn in itertools.zip_longest(*lanes) for step in turn if step is not None]
+    pairs = [(a, b) for line in (*lanes, calls) for a, b in itertools.pairwise(line)]
+    for change in ["patched", "moved"] if timed else ["patched"]:
+        assert any(a.drawn is b.drawn and {a.change, b.change} == {"plain", change} for a, b in pairs)
+    if timed:  # an answer kept of whatever call came last is of no use
+        behind = {(a.change, b.change) for a, b in itertools.pairwise(calls) if a.drawn is b.drawn is draws[0]}
+        assert ("plain", "patched") in behind
+        assert behind & {("plain", "moved"), ("moved", "plain")}
     (keeping,) = [lane for lane in lanes if any(step.keep for step in lane)]
     assert any(step.recall for step in keeping)
 
