@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 LEAST_GAIN = 0.02
 """The gate never opens for less."""
-AXES = {"cpu": {"N": 512, "D": 1024}, "cuda": {"N": 32768, "D": 4096}}
+AXES = {"cpu": {"N": 512, "D": 1024}, "cuda": {"N": 8192, "D": 4096}}
 """Of the one workload: what is tested is the gate, not the mean over workloads."""
 TRUE_GAIN = 0.03
 SIMULATED_TRIALS = 4000
@@ -49,7 +49,8 @@ class Row(BaseModel):
     what: str
     true_ratio: float
     """Champion's time over the challenger's: above 1 the challenger is truly faster."""
-    rounds: int
+    rounds: float
+    """Mean of the trials: a duel that its first rounds leave open goes on."""
     trials: int
     declared: int
     """How often the challenger was declared faster."""
@@ -114,17 +115,21 @@ def simulated_round(rng: random.Random, noise: Noise, ratio: float) -> tuple[flo
 def simulate(noise: Noise, ratio: float, rounds: int, trials: int, seed: int) -> Row:
     """Duels whose noise is known, through the judge's own intervals and gate."""
     rng = random.Random(seed)
-    declared, ratios = 0, []
+    declared, taken, ratios = 0, 0, []
     for _ in range(trials):
-        found, strayed = zip(*(simulated_round(rng, noise, ratio) for _ in range(rounds)), strict=True)
+        pairs = [simulated_round(rng, noise, ratio) for _ in range(rounds)]
+        if statistics.open_question(*zip(*pairs, strict=True)):
+            pairs += [simulated_round(rng, noise, ratio) for _ in range(statistics.MORE_ROUNDS * rounds)]
+        found, strayed = zip(*pairs, strict=True)
         interval = statistics.trimmed_interval(found)
         declared += interval.low > statistics.gate_of(statistics.trimmed_interval(strayed))
+        taken += len(found)
         ratios.append(interval.ratio)
-    return _row(noise.name, ratio, rounds, declared, ratios)
+    return _row(noise.name, ratio, taken, declared, ratios)
 
 
 def simulation(rounds: int, trials: int) -> Iterator[Row]:
-    for ratio in (1.0, 1 + TRUE_GAIN, 1.05, 1.10):
+    for ratio in (1.0, 1 + LEAST_GAIN, 1 + TRUE_GAIN, 1.05, 1.10):
         for seed, noise in enumerate(NOISES):
             yield simulate(noise, ratio, rounds, trials, seed)
 
@@ -132,25 +137,26 @@ def simulation(rounds: int, trials: int) -> Iterator[Row]:
 # ---------------------------------------------------------------- the judge's own duels
 
 
-def duels(what: str, duel: Callable[[], Any], true_ratio: float, rounds: int, trials: int, minutes: float) -> Row:
-    declared, ratios, deadline = 0, [], time.perf_counter() + 60 * minutes
+def duels(what: str, duel: Callable[[], Any], true_ratio: float, trials: int, minutes: float) -> Row:
+    declared, taken, ratios, deadline = 0, 0, [], time.perf_counter() + 60 * minutes
     for trial in range(trials):
         if ratios and time.perf_counter() > deadline:
             break
         found = duel()
         declared += found.faster
+        taken += found.rounds
         ratios.append(found.interval.ratio)
         _say(f"{what}: {trial + 1}/{trials}, declared faster {declared} times, mean ratio {plain.fmean(ratios):.4f}")
     _say("", end="\n")
-    return _row(what, true_ratio, rounds, declared, ratios)
+    return _row(what, true_ratio, taken, declared, ratios)
 
 
-def _row(what: str, true_ratio: float, rounds: int, declared: int, ratios: list[float]) -> Row:
+def _row(what: str, true_ratio: float, taken: int, declared: int, ratios: list[float]) -> Row:
     spread = plain.stdev(ratios) if len(ratios) > 1 else 0.0
     return Row(
         what=what,
         true_ratio=true_ratio,
-        rounds=rounds,
+        rounds=taken / len(ratios),
         trials=len(ratios),
         declared=declared,
         mean_ratio=plain.fmean(ratios),
@@ -162,13 +168,12 @@ def measure(options: argparse.Namespace, device: Device) -> None:
     """A kernel against itself, then against itself with a few per cent more work."""
     from agent import tasks
     from sandbox import launch
-    from sandbox.judge import DUEL_ROUNDS, Judge
+    from sandbox.judge import Judge
     from sandbox.toolchain import Toolchain
 
     loaded = tasks.load("layernorm", device.target)
     workload = loaded.workloads[0].model_copy(update={"axes": AXES[device.target]})
     task = loaded.model_copy(update={"workloads": (workload,), "held_out": ()})
-    options.rounds = options.rounds or DUEL_ROUNDS[device.target]
     launcher, why = launch.choose(options.sandbox, device)
     notes = [f"layernorm, workload {task.workloads[0].name}; sandbox: {launcher.name} ({why})"]
     with tempfile.TemporaryDirectory() as cache, Toolchain(Path(cache), launcher=launcher) as toolchain:
@@ -188,7 +193,7 @@ def experiments(judge: Judge, task: Task, options: argparse.Namespace, notes: li
         def duel() -> Any:
             return judge.duel(task, challenger, champion, rounds=options.rounds, processes=options.processes)
 
-        return duels(what, duel, true, options.rounds, trials, options.minutes)
+        return duels(what, duel, true, trials, options.minutes)
 
     fast = paced(task, 0.0)
     yield experiment("a kernel against itself", fast, fast, 1.0, options.trials)
@@ -226,26 +231,31 @@ def side_by_side(options: argparse.Namespace) -> None:
     share = len(cores) // options.side_by_side
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / str(i) for i in range(options.side_by_side)]
-        judges = [_judge_on(cores[i * share : (i + 1) * share], options, out) for i, out in enumerate(outs)]
+        judges = [
+            _judge_on(cores[i * share : (i + 1) * share], str(i) if options.target == "cuda" else "", options, out)
+            for i, out in enumerate(outs)
+        ]
         for judge in judges:
             judge.wait()
         files = [out / f"gate_{options.target}.json" for out in outs]
         reports = [Report.model_validate_json(file.read_text()) for file in files if file.exists()]
     groups = [[r for report in reports for r in report.rows if r.what == row.what] for row in reports[0].rows]
     notes = list(dict.fromkeys(note for report in reports for note in report.notes))
-    notes.append(f"{len(reports)} judges side by side, each on {share} cores of its own")
+    each = f"{share} cores" + (" and a GPU" if options.target == "cuda" else "")
+    notes.append(f"{len(reports)} judges side by side, each on {each} of its own")
     write(report(reports[0].device, [together(rows) for rows in groups], notes), f"gate_{options.target}", options.out)
 
 
-def _judge_on(cores: list[int], options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
+def _judge_on(cores: list[int], gpu: str, options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
     each = [f"--trials={-(-options.trials // options.side_by_side)}"]
     each += [f"--power-trials={-(-options.power_trials // options.side_by_side)}", f"--minutes={options.minutes}"]
     command = [sys.executable, "-m", "bench.gate", f"--target={options.target}", f"--out={out}", *each]
     # Where it may run is inherited by everything it starts, and is what it counts as its cores.
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
+    command += [f"--sandbox={options.sandbox}", f"--calibration={options.calibration}"]
     try:
-        return subprocess.Popen([*command, f"--sandbox={options.sandbox}", f"--calibration={options.calibration}"])
+        return subprocess.Popen(command, env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}))
     finally:
         os.sched_setaffinity(0, before)
 
@@ -258,6 +268,7 @@ def together(rows: list[Row]) -> Row:
     return rows[0].model_copy(
         update={
             "true_ratio": sum(row.trials * row.true_ratio for row in rows) / trials,
+            "rounds": sum(row.trials * row.rounds for row in rows) / trials,
             "trials": trials,
             "declared": sum(row.declared for row in rows),
             "mean_ratio": mean,
@@ -297,7 +308,7 @@ def markdown(found: Report) -> str:
         cells = [
             row.what,
             f"{row.true_ratio:.4f}",
-            str(row.rounds),
+            f"{row.rounds:.0f}",
             str(row.trials),
             str(row.declared),
             f"{row.rate:.1%}",
@@ -330,7 +341,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, help="fresh workers a duel is spread over; the judge's choice by default"
     )
-    parser.add_argument("--side-by-side", type=int, default=1, help="judges at once, on cores of their own; cpu only")
+    parser.add_argument("--side-by-side", type=int, default=1, help="judges at once, on cores, and GPUs, of their own")
     parser.add_argument("--minutes", type=float, default=math.inf, help="most minutes for each row of the table")
     parser.add_argument("--calibration", type=int, default=100, help="rounds of the long measurement")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -23,7 +23,7 @@ SCALAR_T = "scalar_t"
 ITEMSIZE: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1}
 """Bytes per element."""
 
-JUDGE_VERSION = 6
+JUDGE_VERSION = 7
 """Raised whenever a verdict could come out differently; judgements are keyed by it."""
 
 

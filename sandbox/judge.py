@@ -78,6 +78,8 @@ class Duel:
     """Champion's latency over the challenger's, geometric mean over workloads: above 1 the challenger is faster."""
     faster: bool
     """Whether the whole interval lies beyond the gate."""
+    rounds: int
+    """How many it took: more where the first ones left it open."""
 
 
 @dataclass
@@ -422,12 +424,27 @@ class Judge:
         processes: int | None = None,
         workloads: Sequence[Workload] | None = None,
     ) -> Duel:
-        """Which of two candidates is faster: blocks in the order ABBA or BAAB, rounds spread over fresh workers."""
+        """Which of two candidates is faster: blocks in the order ABBA or BAAB, rounds spread over fresh workers.
+
+        Where the interval holds the gate after `rounds`, there are three times as many again, once.
+        """
         room = self.open(task)
         builds = [self.build(task, candidate) for candidate in (challenger, champion)]
         rounds = rounds or DUEL_ROUNDS[self.device.target]
         processes = processes or CONFIRM_PROCESSES[self.device.target]
         chosen = tuple(workloads or task.workloads)
+        ratios, own = self._duel_rounds(room, builds, chosen, rounds, processes)
+        if statistics.open_question(ratios, own):
+            times = statistics.MORE_ROUNDS
+            more, spread = self._duel_rounds(room, builds, chosen, times * rounds, times * processes)
+            ratios, own = ratios + more, own + spread
+        interval = statistics.trimmed_interval(ratios)
+        return Duel(interval, interval.low > statistics.gate_of(statistics.trimmed_interval(own)), len(ratios))
+
+    def _duel_rounds(
+        self, room: Courtroom, builds: list[Build], chosen: tuple[Workload, ...], rounds: int, processes: int
+    ) -> tuple[list[float], list[float]]:
+        """Log ratios of champion over challenger and of each over itself, one for each round."""
         ratios: list[float] = []
         own: list[float] = []
         for turn in range(processes):
@@ -444,8 +461,7 @@ class Judge:
                     trials[i].attach()
                 part, spread = _rounds_of_duel(room, trials, chosen, max(1, rounds // processes))
                 ratios, own = ratios + part, own + spread
-        interval = statistics.trimmed_interval(ratios)
-        return Duel(interval, interval.low > statistics.gate_of(statistics.trimmed_interval(own)))
+        return ratios, own
 
 
 def _label(trial: Trial, candidate: Candidate) -> authorship.Label:

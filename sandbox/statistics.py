@@ -20,6 +20,8 @@ _T95 = (
 
 LEAST_GAIN = 1.02
 """Below it nothing is called faster, however sure."""
+MORE_ROUNDS = 3
+"""Times as many rounds again has a duel whose first ones leave it open who is faster."""
 
 
 def interval(log_ratios: Sequence[float]) -> Interval:
@@ -89,6 +91,15 @@ def gate(timings: Sequence[Timing]) -> float:
 def gate_of(own: Interval) -> float:
     """The gate where something measured against itself gave `own`."""
     return max(LEAST_GAIN, own.high, 2 - own.low)
+
+
+def open_question(ratios: Sequence[float], own: Sequence[float]) -> bool:
+    """Whether rounds of a duel and of its contestants against themselves, as logarithms, leave open who is faster.
+
+    To look twice at a one-sided level of 2.5 % each errs in 5 % of duels at most (Bonferroni).
+    """
+    found = trimmed_interval(ratios)
+    return found.low <= gate_of(trimmed_interval(own)) <= found.high
 
 
 def _subjects(timing: Timing) -> Mapping[str, Measurement]:

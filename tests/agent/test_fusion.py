@@ -354,8 +354,8 @@ class DuellingJudge(ScriptedJudge):
         return self.outcome
 
 
-FASTER = Duel(Interval(ratio=1.23, low=1.18, high=1.29), faster=True)
-SLOWER = Duel(Interval(ratio=1.01, low=0.97, high=1.05), faster=False)
+FASTER = Duel(Interval(ratio=1.23, low=1.18, high=1.29), faster=True, rounds=12)
+SLOWER = Duel(Interval(ratio=1.01, low=0.97, high=1.05), faster=False, rounds=12)
 
 
 class Workshop:

@@ -13,7 +13,7 @@ from sandbox.judge import Judge
 from sandbox.launch import Order
 from sandbox.local import LocalLauncher
 from sandbox.toolchain import Toolchain
-from sandbox.trial import Rejected, Trial, _one_by_one, _side_by_side
+from sandbox.trial import Rejected, Trial, _one_by_one, _side_by_side, _slopes
 
 CPU = detect("cpu")
 DOUBLE = "for (int64_t i = 0; i < N; ++i) out[i] = 2 * x[i];"
@@ -148,3 +148,29 @@ def test_write_to_another_set_is_caught(judge: Judge, room: Courtroom) -> None:
     found = checked(judge, room, body)
     assert isinstance(found, Incorrect)
     assert found.rule in ("out-of-bounds write", "input changed")
+
+
+def test_host_that_is_late_is_no_disagreement_of_clocks() -> None:
+    """As much as 20 ms of a process that waited for its turn, in every other request, over calls of 0.3 ms."""
+    rng = random.Random(1)
+
+    def run(count: int) -> tuple[float, float]:
+        late = rng.uniform(0, 0.02) if rng.random() < 0.5 else 0.0
+        return 0.001 + 0.0003 * count + late, 0.3 * count
+
+    found = [_slopes(run, 10) for _ in range(1000)]
+    assert all(agree for _, _, agree in found)
+    assert all(events_ms == pytest.approx(0.3) for _, events_ms, _ in found)
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.02])
+def test_clocks_disagree_where_each_call_hides_work(late_s: float) -> None:
+    """However late the host is, whatever it was asked first."""
+    calls = itertools.count()
+
+    def run(count: int) -> tuple[float, float]:
+        return 0.001 + 0.0004 * count + (late_s if next(calls) < 2 else 0.0), 0.3 * count
+
+    wall_ms, events_ms, agree = _slopes(run, 10)
+    assert not agree
+    assert (wall_ms, events_ms) == (pytest.approx(0.4), pytest.approx(0.3))
