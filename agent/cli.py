@@ -69,6 +69,7 @@ containers.command("clean")(sandbox.clean)
 app.add_typer(archive, name="archive")
 archive.command("export")(candidates.export_archive)
 archive.command("import")(candidates.import_archive)
+archive.command("verify")(candidates.verify_archive)
 
 
 def main() -> NoReturn:

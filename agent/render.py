@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from agent.session import Outcome
     from agent.stopwatch import Times
     from agent.tasks import Overview
+    from agent.verifying import Verified
     from archive import ImportReport, Row
 
 LOG_LINES = 12
@@ -196,6 +197,22 @@ def exported(found: Exported) -> RenderableType:
     if found.wheel:
         lines += ["", f"pip install {shlex.quote(str(found.wheel))}", f"python -m {found.package} verify"]
     return Group(table, Text("\n".join(["", *lines])))
+
+
+def verified(findings: Sequence[Verified]) -> RenderableType:
+    """Winners of an archive, what they were and what they are here; below, why some are not."""
+    table = _table()
+    for name in ("task", "kernel", "won on"):
+        table.add_column(name, overflow="fold")
+    for name in ("× eager there", "× eager here"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    for found in findings:
+        there, here = (words.times(speedup.get("eager")) for speedup in (found.speedup, found.speedup_here))
+        table.add_row(found.task, f"{short(found.candidate)} {found.note}", found.device, there, here, found.status)
+    reasons = [f"{short(f.candidate)} {f.status}: {words.first_line(f.reason)}" for f in findings if f.reason]
+    holding = sum(found.status == "Passed" for found in findings)
+    return Group(table, Text("\n".join(["", *reasons, f"{holding} of {len(findings)} kernels pass here"])))
 
 
 def costs(found: Costs) -> RenderableType:

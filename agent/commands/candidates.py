@@ -1,16 +1,17 @@
-"""leaderboard, show and diff; archive export and import."""
+"""leaderboard, show and diff; archive export, import and verify."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from agent import boards, render, words
-from agent.commands.options import ArchivePath, Json, TaskName, location, open_archive, out, print_json
+from agent.commands.options import ArchivePath, Json, TaskName, err, location, open_archive, out, print_json
 from sandbox.contract import Target
 from sandbox.errors import BadInput
 
@@ -103,3 +104,40 @@ def import_archive(file: Path, archive: ArchivePath = None, as_json: Json = Fals
         print_json(report.model_dump(mode="json"))
     else:
         out.print(render.tallies(report))
+
+
+def verify_archive(
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Name or path of a task; all by default.")
+    ] = None,
+    target: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
+    device: Annotated[
+        list[str] | None, typer.Option(help="Only what won on this GPU or CPU, by its name or the beginning of it.")
+    ] = None,
+    sandbox: Annotated[Literal["auto", "docker", "local"], typer.Option(help="Where candidates run.")] = "auto",
+    archive: ArchivePath = None,
+    as_json: Json = False,
+) -> None:
+    """Judge an archive's winners again, on this machine. Exit code 1 where one of them does not pass."""
+    from agent import exporting, session, verifying
+    from sandbox import devices, launch
+    from sandbox.judge import Judge
+
+    findings = []
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_archive(location(archive)))
+        chosen = exporting.choose(opened, target, task or (), device or ())
+        here = devices.detect(chosen.parts[0].task.target)
+        launcher, why = launch.choose(sandbox, here)
+        stack.callback(launcher.close)
+        err.print(f"judging on {here.name} · sandbox: {why}", style="dim", soft_wrap=True)
+        judge = stack.enter_context(Judge(here, stack.enter_context(session.toolchain(launcher)), launcher))
+        for finding in verifying.verify(opened, chosen, judge):
+            err.print(f"{finding.task} {words.short(finding.candidate)} {finding.status}", style="dim")
+            findings.append(finding)
+    if as_json:
+        print_json([finding.model_dump(mode="json") for finding in findings])
+    else:
+        out.print(render.verified(findings))
+    if not all(finding.holds for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,77 @@
+"""Winners that another machine reported, before a judge here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from agent import tasks
+from agent.cli import app
+from archive import Archive
+from sandbox.contract import Candidate, Interval, Judgement, Measurement, Passed, Timing
+
+TASK = tasks.load("vector_add", "cpu")
+SEED = next(seed for seed in tasks.seeds(TASK) if seed.note == "1_parallel.cpp")
+
+
+def reported(folder: Path, *candidates: Candidate) -> str:
+    """An archive that says each has passed elsewhere, every next one on one workload more slowly."""
+    where = str(folder / "archive.db")
+    with Archive.open(where) as archive:
+        for i, candidate in enumerate(candidates):
+            timings = tuple(
+                Timing(
+                    workload=w.name, candidate=measured(1.0 + (i if j else -i / 9)), baselines={"eager": measured(3)}
+                )
+                for j, w in enumerate(TASK.workloads)
+            )
+            speedup = {"eager": Interval(ratio=3.0, low=2.9, high=3.1)}
+            verdict = Passed(checks=(), timings=timings, speedup=speedup, latency_ms=1.0, confirmed=True)
+            archive.add(candidate)
+            archive.record(
+                Judgement(
+                    candidate=candidate.id,
+                    task="vector_add",
+                    task_version=TASK.version,
+                    target="cpu",
+                    device="Another CPU (8 cores)",
+                    verdict=verdict,
+                    seconds=1.0,
+                    judged_at="2026-01-02T03:04:05+00:00",
+                )
+            )
+    return where
+
+
+def measured(ms: float) -> Measurement:
+    return Measurement(rounds_ms=(ms, ms), median_ms=ms, low_ms=ms, high_ms=ms, samples=9)
+
+
+def verify(archive: str, *more: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["archive", "verify", "--archive", archive, "--sandbox", "local", *more])
+    return found.exit_code, found.stdout
+
+
+def test_winner_that_holds_is_judged_here_and_recorded(tmp_path: Path) -> None:
+    where = reported(tmp_path, SEED)
+    code, stdout = verify(where, "--json")
+    (finding,) = json.loads(stdout)
+    assert code == 0
+    assert (finding["candidate"], finding["status"]) == (SEED.id, "Passed")
+    assert finding["workloads"] == [workload.name for workload in TASK.workloads]
+    assert finding["speedup"]["eager"]["ratio"] == 3.0
+    assert finding["speedup_here"]["eager"]["ratio"] > 0
+    with Archive.open(where) as archive:
+        assert len(archive.judgements()) == 2
+
+
+def test_winner_that_is_wrong_here_makes_the_command_fail(tmp_path: Path) -> None:
+    """Beside one that holds."""
+    wrong = SEED.model_copy(update={"source": SEED.source.replace("a[i] + b[i]", "a[i] - b[i]"), "note": "wrong.cpp"})
+    assert wrong.source != SEED.source
+    code, stdout = verify(reported(tmp_path, SEED, wrong))
+    assert code == 1
+    assert "1 of 2 kernels pass here" in stdout
+    assert f"{wrong.id[:10]} Incorrect" in stdout
