@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from platformdirs import user_cache_path
 
-from agent import compose, fitness, proposers, steps, tasks
+from agent import compose, fitness, proposers, published, steps, tasks
 from agent import replay as replays
 from agent.config import NO_TASK, RunConfig
 from agent.models.command import Command
@@ -104,7 +104,7 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     task = tasks.load(config.task, device.target)
     suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
-    with _sandbox(config, device) as sandbox, Archive.open(config.archive) as archive:
+    with _sandbox(config, device) as sandbox, published.open_archive(config.archive) as archive:
         run = Run(
             task=task.name,
             task_version=task.version,
@@ -135,7 +135,7 @@ def preview(config: RunConfig) -> Preview:
     judged: list[Judged] = []
     related: list[retrieval.Related] = []
     if "://" in config.archive or Path(config.archive).exists():
-        with Archive.open(config.archive) as archive:
+        with published.open_archive(config.archive) as archive:
             known = [(s, archive.judged(s.id, task.version, task.target, device.name)) for s in seeds]
             judged = [(seed, judgement) for seed, judgement in known if judgement]
             related = retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN)

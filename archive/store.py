@@ -50,9 +50,20 @@ class Archive:
         self.database = database
 
     @classmethod
-    def open(cls, path_or_url: str | Path) -> Self:
-        """Open an archive, creating or migrating it where needed; ArchiveUnusable where that cannot be done."""
-        return cls(Database(path_or_url))
+    def open(cls, path_or_url: str | Path, begin_with: Sequence[Path] = ()) -> Self:
+        """Open an archive, creating or migrating it where needed; ArchiveUnusable where that cannot be done.
+
+        One that holds no candidate yet takes in the exports that it is to begin with.
+        """
+        opened = cls(Database(path_or_url))
+        try:
+            if begin_with and not opened._count(CandidateRow):
+                for file in begin_with:
+                    opened.import_(file)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     def close(self) -> None:
         """Close the database's connections."""
@@ -282,6 +293,10 @@ class Archive:
         lines = read(Path(path))
         with self.database.writing() as session:
             return merge(session, lines)
+
+    def _count(self, kind: type[CandidateRow]) -> int:
+        with self.database.reading() as session:
+            return session.scalar(select(func.count()).select_from(kind)) or 0
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

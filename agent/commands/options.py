@@ -45,9 +45,9 @@ def location(archive: str | None) -> str:
 
 def open_archive(where: str) -> Archive:
     """Open an archive; the database library is imported here and no earlier."""
-    from archive import Archive
+    from agent import published
 
-    return Archive.open(where)
+    return published.open_archive(where)
 
 
 def print_json(value: Any) -> None:
