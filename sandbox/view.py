@@ -8,6 +8,8 @@ folders, its packages are hidden. Not covered: a task folder that somebody keeps
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Literal
 
 HOME = Path("/warpsmith")
 """Where the sandbox keeps the code of the worker and the compile processes."""
+PROGRAMS = HOME / "bin"
 REPORT = Path("/out")
 START = HOME / "sandbox" / "worker" / "start.py"
 COMPILER = HOME / "compiler.py"
@@ -56,7 +59,7 @@ def of_host(contents: Contents) -> View:
     binds = {place: place for place in [*SYSTEM, *_interpreter()] if Path(place).exists()} | packages
     path = [str(HOME), *dict.fromkeys(str(Path(*Path(target).parts[:4])) for target in packages.values())]
     return View(
-        binds=binds | code(),
+        binds=binds | code() | (_ninja() if contents == "torch" else {}),
         hidden=tuple(_hidden(binds)),
         path=tuple(path),
         libraries=tuple(dict.fromkeys(_libraries(packages))),
@@ -101,6 +104,15 @@ def _libraries(packages: dict[str, str]) -> Iterable[str]:
 
 def _all_packages() -> dict[str, str]:
     return {str(entry): str(HOME / "packages" / str(number)) for number, entry in enumerate(_site_folders())}
+
+
+def _ninja() -> dict[str, str]:
+    """What torch builds inline extensions with, wherever pip has put it: as a rule beside the interpreter."""
+    spec = importlib.util.find_spec("ninja")
+    beside = [str(Path(place).parent / "bin") for place in (spec and spec.submodule_search_locations) or ()]
+    places = [str(Path(sys.executable).parent), *beside, os.environ.get("PATH", os.defpath)]
+    found = shutil.which("ninja", path=os.pathsep.join(places))
+    return {found: str(PROGRAMS / "ninja")} if found else {}
 
 
 def _hidden(binds: dict[str, str]) -> Iterable[str]:

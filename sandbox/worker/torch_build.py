@@ -44,7 +44,12 @@ def prepare_environment() -> None:
     scratch = tempfile.gettempdir()
     for name, folder in (("TORCH_EXTENSIONS_DIR", "extensions"), ("TRITON_CACHE_DIR", "triton")):
         os.environ[name] = str(Path(scratch) / folder)
-    found = [str(Path(sys.executable).parent), *_ninja(), *(str(Path(home) / "bin") for home in _cuda_homes())]
+    found = [
+        str(Path(sys.executable).parent),
+        "/warpsmith/bin",
+        *_ninja(),
+        *(str(Path(home) / "bin") for home in _cuda_homes()),
+    ]
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *found])
 
 
