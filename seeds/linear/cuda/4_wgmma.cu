@@ -2,10 +2,16 @@
 // 64 of the depth in flight, two consumer warpgroups of 64 rows each multiply them, and while they store a tile the next
 // one's slices are already on their way. A cluster of two blocks has two row tiles and the same weights: each loads half
 // of them for both. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
+// Where the tiles would leave more than half of the GPU idle, the depth is split over blocks, at most SPLIT times, and a
+// second kernel adds the parts up.
 //
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0; any M, but rows come in tiles of 128: few tokens lose to 3.
 //
-// launch linear: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(N, BN))) block(384) smem(STAGES*(128 + BN)*128 + 17664) cluster(CLUSTER, 1, 1)
+// Scratch memory: the number of parts (256 bytes), then the parts [parts, M, N] as float.
+//
+// launch linear: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(N, BN)), 1, max(1, min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, BN))))) block(384) smem(STAGES*(128 + BN)*128 + 17664) cluster(CLUSTER, 1, 1)
+// launch add_parts: grid(cdiv(M*N, 1024)) block(256) when(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, BN))) > 1)
+// workspace: (256 + SPLIT*M*N*4)*(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, BN))) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap weight_map: weight box(BN//2, 64) swizzle(128B)
 // tune-if: smem_optin > 200000
@@ -29,6 +35,9 @@
 #endif
 #ifndef GROUP
 #define GROUP 8     // tune: 4 8 16
+#endif
+#ifndef SPLIT
+#define SPLIT 4     // tune: 1 2 4 8
 #endif
 
 #if DTYPE_FLOAT32
@@ -220,6 +229,24 @@ __device__ __forceinline__ void store(
     }
 }
 
+// Of the tile sums, after 256 bytes that hold their number.
+__device__ __forceinline__ float* parts(void* workspace) {
+    return reinterpret_cast<float*>(static_cast<char*>(workspace) + 256);
+}
+
+// This warp's 16 rows of a part of the sum. A lane has two neighbouring columns of two rows, so that four lanes fill 32 bytes.
+__device__ __forceinline__ void store_part(
+    const float (&sum)[BN / 8][4], float* part, int row, int column, int rows, int columns) {
+    const int lane = threadIdx.x % 32, r = row + lane / 4;
+#pragma unroll
+    for (int n = 0; n < BN / 8; n++) {
+        const int at = column + n * 8 + lane % 4 * 2;
+        if (at >= columns) continue;   // N % 8 == 0: both columns exist or neither
+        if (r < rows) *reinterpret_cast<float2*>(part + int64_t(r) * columns + at) = make_float2(sum[n][0], sum[n][1]);
+        if (r + 8 < rows) *reinterpret_cast<float2*>(part + int64_t(r + 8) * columns + at) = make_float2(sum[n][2], sum[n][3]);
+    }
+}
+
 }  // namespace
 #endif
 
@@ -234,6 +261,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear(
 
     const int row_tiles = (int(M) + BM * CLUSTER - 1) / (BM * CLUSTER), column_tiles = (int(N) + BN - 1) / BN;
     const int tiles = row_tiles * column_tiles, slices = (int(K) + 63) / 64;
+    const int per_part = (slices + int(gridDim.z) - 1) / int(gridDim.z);   // with several parts a block has one tile
+    const int slice_begin = int(blockIdx.z) * per_part, slice_end = min(slices, slice_begin + per_part);
     const int rank = blockIdx.x % CLUSTER, first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
 
     if (threadIdx.x == 0) {
@@ -256,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear(
                 const Tile tile(index, row_tiles, column_tiles);
                 const int row = (tile.row * CLUSTER + rank) * BM, column = tile.column * BN;
 #pragma unroll 1
-                for (int slice = 0; slice < slices; slice++) {
+                for (int slice = slice_begin; slice < slice_end; slice++) {
                     const uint32_t to = left_at + stage * STAGE_BYTES, barrier = full + 8 * stage;
                     // A fresh barrier counts as having finished a phase of parity 1: the first round passes.
                     barrier_wait(empty + 8 * stage, parity ^ 1);
@@ -283,11 +312,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear(
             const Tile tile(index, row_tiles, column_tiles);
             int before = 0;
 #pragma unroll 1
-            for (int slice = 0; slice < slices; slice++) {
+            for (int slice = slice_begin; slice < slice_end; slice++) {
                 const uint32_t at = left_at + stage * STAGE_BYTES;
                 barrier_wait(full + 8 * stage, parity);
-                multiply(sum, at + group * (64 * 128), at + LEFT_BYTES, slice > 0);
-                if (slice > 0) {   // the slice before has been multiplied when only this one is pending
+                multiply(sum, at + group * (64 * 128), at + LEFT_BYTES, slice > slice_begin);
+                if (slice > slice_begin) {   // the slice before has been multiplied when only this one is pending
                     wgmma_wait<1>();
                     if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
                 }
@@ -298,12 +327,37 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear(
             wgmma_wait<0>();
             arrived(sum);
             if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
-            store(sum, staging_at + warp * 2048, out, (tile.row * CLUSTER + rank) * BM + warp * 16, tile.column * BN, int(M),
-                  int(N));
+            const int row = (tile.row * CLUSTER + rank) * BM + warp * 16, column = tile.column * BN;
+            if (gridDim.z == 1)
+                store(sum, staging_at + warp * 2048, out, row, column, int(M), int(N));
+            else
+                store_part(sum, parts(workspace) + blockIdx.z * M * N, row, column, int(M), int(N));
         }
     }
+    if (gridDim.z > 1 && blockIdx.x + blockIdx.z + threadIdx.x == 0) *static_cast<int*>(workspace) = gridDim.z;
     cluster_barrier();   // nobody leaves while a neighbour may still write to its shared memory
 #else
     __trap();  // compiled for another architecture, where the constraints above never let it run
+#endif
+}
+
+// The parts in their order, so that the sum is the same each time.
+extern "C" __global__ void __launch_bounds__(256) add_parts(
+    scalar_t* out, const scalar_t* x, const scalar_t* weight, int64_t M, int64_t K, int64_t N, void* workspace,
+    const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    const int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= M * N) return;   // N % 8 == 0: four at a time leaves no rest
+    const int count = *static_cast<const int*>(workspace);
+    const float* part = parts(workspace) + i;
+    float4 sum = *reinterpret_cast<const float4*>(part);
+#pragma unroll 4
+    for (int p = 1; p < count; p++) {
+        const float4 value = *reinterpret_cast<const float4*>(part + p * M * N);
+        sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
+    }
+    *reinterpret_cast<uint2*>(out + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+#else
+    __trap();
 #endif
 }

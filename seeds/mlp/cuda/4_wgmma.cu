@@ -3,15 +3,19 @@
 // the next one's slices are already on their way. The first product's tile is HIDDEN/2 columns of gate and the same of up,
 // so that silu(g) * u happens in registers. A cluster of two blocks has two row tiles and the same weights: each loads half
 // of them for both. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
+// Where the tiles of `down` would leave more than half of the GPU idle, its depth is split over blocks, at most SPLIT
+// times, and a third kernel adds the parts up.
 //
 // h lies in scratch memory as the second product wants it in shared memory: in tiles of 128 rows x 64 columns, swizzled, so
-// that a plain bulk copy brings one in. What is past M and N in it comes out as zeros, since TMA reads zeros there.
+// that a plain bulk copy brings one in. What is past M and N in it comes out as zeros, since TMA reads zeros there. Before it
+// stands the number of parts (256 bytes), after it the parts [parts, M, K] as float.
 //
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0; any M, but rows come in tiles of 128: few tokens lose to 3.
 //
 // launch gate_up: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(64*cdiv(N, 64), HIDDEN//2))) block(384) smem(HIDDEN_STAGES*(128 + HIDDEN)*128 + 17664) cluster(CLUSTER, 1, 1)
-// launch down: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(K, BN))) block(384) smem(STAGES*(128 + BN)*128 + 17664) cluster(CLUSTER, 1, 1)
-// workspace: CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, 64)*16384
+// launch down: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(K, BN)), 1, max(1, min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))))) block(384) smem(STAGES*(128 + BN)*128 + 17664) cluster(CLUSTER, 1, 1)
+// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
+// workspace: 256 + CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, 64)*16384 + SPLIT*M*K*4*(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap gate_map: gate box(HIDDEN//2, 64) swizzle(128B)
 // tensormap up_map: up box(HIDDEN//2, 64) swizzle(128B)
@@ -44,6 +48,9 @@
 #endif
 #ifndef GROUP
 #define GROUP 8           // tune: 4 8 16
+#endif
+#ifndef SPLIT
+#define SPLIT 4           // tune: 1 2 4 8
 #endif
 
 #if DTYPE_FLOAT32
@@ -222,16 +229,24 @@ struct Tile {
     }
 };
 
+__device__ __forceinline__ unsigned char* hidden(void* workspace) { return static_cast<unsigned char*>(workspace) + 256; }
+
+__device__ __forceinline__ float* parts(void* workspace, int64_t M, int64_t N) {
+    return reinterpret_cast<float*>(
+        hidden(workspace) + (M + BM * CLUSTER - 1) / (BM * CLUSTER) * CLUSTER * ((N + 63) / 64) * (BM * 128));
+}
+
 // The product that a kernel computes: of the tokens with gate and up, or of h with down.
 struct GateUp {
     static constexpr int WIDTH = HIDDEN, COLUMNS = HIDDEN / 2, DEPTH_STAGES = HIDDEN_STAGES;
-    unsigned char* hidden;
+    static constexpr bool PARTS = false;
+    unsigned char* to;
     int tiles_across;   // of 64 columns
 
     // A piece of 16 bytes of h: N rounded up to whole tiles is written, M to whole blocks.
     __device__ __forceinline__ void store(int row, int column, uint4 piece) const {
         if (column < tiles_across * 64)
-            *reinterpret_cast<uint4*>(hidden + (int64_t(row / BM) * tiles_across + column / 64) * (BM * 128) + row % BM * 128
+            *reinterpret_cast<uint4*>(to + (int64_t(row / BM) * tiles_across + column / 64) * (BM * 128) + row % BM * 128
                                       + (column / 8 % 8 ^ row % 8) * 16) = piece;
     }
 
@@ -242,7 +257,9 @@ struct GateUp {
 
 struct Down {
     static constexpr int WIDTH = BN, COLUMNS = BN, DEPTH_STAGES = STAGES;
+    static constexpr bool PARTS = true;
     scalar_t* out;
+    float* part;   // where the depth is split
     int rows, columns;
 
     __device__ __forceinline__ void store(int row, int column, uint4 piece) const {
@@ -252,6 +269,20 @@ struct Down {
 
     __device__ __forceinline__ static float value(const float (&sum)[WIDTH / 8][4], int block, int i) { return sum[block][i]; }
 };
+
+// This warp's 16 rows of a part of the sum. A lane has two neighbouring columns of two rows, so that four lanes fill 32 bytes.
+__device__ __forceinline__ void store_part(const Down& product, const float (&sum)[BN / 8][4], int row, int column) {
+    const int rows = product.rows, columns = product.columns;
+    float* part = product.part;
+    const int lane = threadIdx.x % 32, r = row + lane / 4;
+#pragma unroll
+    for (int n = 0; n < BN / 8; n++) {
+        const int at = column + n * 8 + lane % 4 * 2;
+        if (at >= columns) continue;   // K % 8 == 0: both columns exist or neither
+        if (r < rows) *reinterpret_cast<float2*>(part + int64_t(r) * columns + at) = make_float2(sum[n][0], sum[n][1]);
+        if (r + 8 < rows) *reinterpret_cast<float2*>(part + int64_t(r + 8) * columns + at) = make_float2(sum[n][2], sum[n][3]);
+    }
+}
 
 // This warp's 16 rows of a tile, 64 columns at a time: through its own 2 KB of shared memory, so that stores are whole
 // 16-byte pieces, eight to a row. Pieces are permuted so that rows fall into different banks.
@@ -299,6 +330,8 @@ __device__ __forceinline__ void multiply_tiles(
 
     const int row_tiles = (rows + BM * CLUSTER - 1) / (BM * CLUSTER), column_tiles = (columns + COLUMNS - 1) / COLUMNS;
     const int tiles = row_tiles * column_tiles;
+    const int per_part = (slices + int(gridDim.z) - 1) / int(gridDim.z);   // with several parts a block has one tile
+    const int slice_begin = int(blockIdx.z) * per_part, slice_end = min(slices, slice_begin + per_part);
     const int rank = blockIdx.x % CLUSTER, first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
 
     if (threadIdx.x == 0) {
@@ -321,7 +354,7 @@ __device__ __forceinline__ void multiply_tiles(
                 const Tile tile(index, row_tiles, column_tiles);
                 const int row_tile = tile.row * CLUSTER + rank, column = tile.column * COLUMNS;
 #pragma unroll 1
-                for (int slice = 0; slice < slices; slice++) {
+                for (int slice = slice_begin; slice < slice_end; slice++) {
                     const uint32_t to = left_at + stage * STAGE_BYTES, barrier = full + 8 * stage;
                     // A fresh barrier counts as having finished a phase of parity 1: the first round passes.
                     barrier_wait(empty + 8 * stage, parity ^ 1);
@@ -348,11 +381,11 @@ __device__ __forceinline__ void multiply_tiles(
             const Tile tile(index, row_tiles, column_tiles);
             int before = 0;
 #pragma unroll 1
-            for (int slice = 0; slice < slices; slice++) {
+            for (int slice = slice_begin; slice < slice_end; slice++) {
                 const uint32_t at = left_at + stage * STAGE_BYTES;
                 barrier_wait(full + 8 * stage, parity);
-                multiply(sum, at + group * (64 * 128), at + LEFT_BYTES, slice > 0);
-                if (slice > 0) {   // the slice before has been multiplied when only this one is pending
+                multiply(sum, at + group * (64 * 128), at + LEFT_BYTES, slice > slice_begin);
+                if (slice > slice_begin) {   // the slice before has been multiplied when only this one is pending
                     wgmma_wait<1>();
                     if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
                 }
@@ -363,7 +396,14 @@ __device__ __forceinline__ void multiply_tiles(
             wgmma_wait<0>();
             arrived(sum);
             if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
-            store(product, sum, staging_at + warp * 2048, (tile.row * CLUSTER + rank) * BM + warp * 16, tile.column * COLUMNS);
+            const int row = (tile.row * CLUSTER + rank) * BM + warp * 16, column = tile.column * COLUMNS;
+            if constexpr (Product::PARTS) {
+                if (gridDim.z > 1) {
+                    store_part(product, sum, row, column);
+                    continue;
+                }
+            }
+            store(product, sum, staging_at + warp * 2048, row, column);
         }
     }
     cluster_barrier();   // nobody leaves while a neighbour may still write to its shared memory
@@ -379,7 +419,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gate_up(
     const __grid_constant__ CUtensorMap up_map, const __grid_constant__ CUtensorMap down_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     const int tiles_across = (int(N) + 63) / 64;
-    const GateUp product{static_cast<unsigned char*>(workspace), tiles_across};
+    const GateUp product{hidden(workspace), tiles_across};
     const auto load_left = [&](uint32_t to, int slice, int row_tile, uint32_t barrier) {
         tma_load(to, &x_map, slice * 64, row_tile * BM, barrier);
     };
@@ -396,12 +436,36 @@ extern "C" __global__ void __launch_bounds__(384, 1) down(
     const __grid_constant__ CUtensorMap up_map, const __grid_constant__ CUtensorMap down_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     const int tiles_across = (int(N) + 63) / 64;
-    const Down product{out, int(M), int(K)};
+    const Down product{out, parts(workspace, M, N) + blockIdx.z * M * K, int(M), int(K)};
+    if (blockIdx.x + blockIdx.z + threadIdx.x == 0) *static_cast<int*>(workspace) = gridDim.z;
     const auto load_left = [&](uint32_t to, int slice, int row_tile, uint32_t barrier) {
-        bulk_load(to, static_cast<unsigned char*>(workspace) + (int64_t(row_tile) * tiles_across + slice) * (BM * 128), barrier);
+        bulk_load(to, hidden(workspace) + (int64_t(row_tile) * tiles_across + slice) * (BM * 128), barrier);
     };
     multiply_tiles(product, load_left, &down_map, &down_map, BN / 2, int(M), int(K), tiles_across);
 #else
     __trap();  // compiled for another architecture, where the constraints above never let it run
+#endif
+}
+
+// The parts in their order, so that the sum is the same each time.
+extern "C" __global__ void __launch_bounds__(256) add_parts(
+    scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
+    int64_t M, int64_t K, int64_t N, void* workspace,
+    const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap gate_map,
+    const __grid_constant__ CUtensorMap up_map, const __grid_constant__ CUtensorMap down_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    const int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= M * K) return;   // K % 8 == 0: four at a time leaves no rest
+    const int count = *static_cast<const int*>(workspace);
+    const float* part = parts(workspace, M, N) + i;
+    float4 sum = *reinterpret_cast<const float4*>(part);
+#pragma unroll 4
+    for (int p = 1; p < count; p++) {
+        const float4 value = *reinterpret_cast<const float4*>(part + p * M * K);
+        sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
+    }
+    *reinterpret_cast<uint2*>(out + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+#else
+    __trap();
 #endif
 }
