@@ -74,11 +74,12 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// The barrier at the same place in block `rank` of the cluster.
+// The barrier at the same place in block `rank` of the cluster. Nothing was written that others should see: a release at
+// cluster scope would wait, in every slice, for all memory operations of the GPU.
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int rank) {
     asm volatile(
         "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n"
         ::"r"(barrier), "r"(rank) : "memory");
 }
 
