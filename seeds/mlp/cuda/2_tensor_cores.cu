@@ -26,10 +26,10 @@
 #define BN 128      // tune: 64 128 256
 #endif
 #ifndef BK
-#define BK 32       // tune: 32 64
+#define BK 64       // tune: 32 64
 #endif
 #ifndef STAGES
-#define STAGES 4    // tune: 2 3 4
+#define STAGES 3    // tune: 2 3 4
 #endif
 #ifndef WARPS_M
 #define WARPS_M 2   // tune: 1 2 4

@@ -3,26 +3,32 @@
 // the next one's slices are already on their way. The first product's tile is HIDDEN/2 columns of gate and the same of up,
 // so that silu(g) * u happens in registers. A cluster of two blocks has two row tiles and the same weights: each loads half
 // of them for both. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
-// Where the tiles of `down` would leave more than half of the GPU idle, its depth is split over blocks, at most SPLIT
+// Where the tiles of `down` would leave more than half of the GPU idle, its depth is split over blocks, at most four
 // times, and a third kernel adds the parts up.
 //
 // h lies in scratch memory as the second product wants it in shared memory: in tiles of 128 rows x 64 columns, swizzled, so
 // that a plain bulk copy brings one in. What is past M and N in it comes out as zeros, since TMA reads zeros there. Before it
 // stands the number of parts (256 bytes), after it the parts [parts, M, K] as float.
 //
+// 4096 tokens of 4096 and 11008 are 1.1 TFLOP over 0.3 GB: at least 1.12 ms of an H100's tensor cores. It takes 1.39 ms,
+// PyTorch with cuBLAS 1.57, kernel 2 takes 2.68. What made the difference:
+// - Sharing the weights: with CLUSTER=1 it is 1.60 ms, since the L2 cache then has to deliver half as much again.
+// - A neighbour's barrier must be told with mbarrier.arrive of CTA scope. `release.cluster` waits for all memory operations
+//   in every slice: the same kernel took 2.34 ms.
+// - Full waves: 512 tokens want HIDDEN=224, whose 396 tiles are three for each of 132 SMs, and BN=128 (0.198 ms; 0.222 with
+//   256 and 256, its depth split), and 4096 of 768 and 3072 want BN=192.
+//
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0; any M, but rows come in tiles of 128: few tokens lose to 3.
 //
-// launch gate_up: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(64*cdiv(N, 64), HIDDEN//2))) block(384) smem(HIDDEN_STAGES*(128 + HIDDEN)*128 + 17664) cluster(CLUSTER, 1, 1)
-// launch down: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(K, BN)), 1, max(1, min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))))) block(384) smem(STAGES*(128 + BN)*128 + 17664) cluster(CLUSTER, 1, 1)
-// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
-// workspace: 256 + CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, 64)*16384 + SPLIT*M*K*4*(min(SPLIT, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
+// launch gate_up: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(64*cdiv(N, 64), HIDDEN//2))) block(384) smem(214784//((128 + HIDDEN)*128)*((128 + HIDDEN)*128) + 17664) cluster(CLUSTER, 1, 1)
+// launch down: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(K, BN)), 1, max(1, min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))))) block(384) smem(214784//((128 + BN)*128)*((128 + BN)*128) + 17664) cluster(CLUSTER, 1, 1)
+// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
+// workspace: 256 + CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, 64)*16384 + 4*M*K*4*(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap gate_map: gate box(HIDDEN//2, 64) swizzle(128B)
 // tensormap up_map: up box(HIDDEN//2, 64) swizzle(128B)
 // tensormap down_map: down box(BN//2, 64) swizzle(128B)
-// tune-if: smem_optin > 200000
-// tune-if: HIDDEN_STAGES*(128 + HIDDEN)*128 + 17664 <= smem_optin
-// tune-if: STAGES*(128 + BN)*128 + 17664 <= smem_optin
+// tune-if: smem_optin >= 232448
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
 #define WGMMA_TYPES "bf16.bf16"
@@ -32,25 +38,13 @@
 #endif
 
 #ifndef HIDDEN
-#define HIDDEN 256        // tune: 128 192 224 256
-#endif
-#ifndef HIDDEN_STAGES
-#define HIDDEN_STAGES 4   // tune: 3 4 5 6
+#define HIDDEN 256        // tune: 192 224 256
 #endif
 #ifndef BN
 #define BN 256            // tune: 128 192 256
 #endif
-#ifndef STAGES
-#define STAGES 4          // tune: 3 4 5 6
-#endif
 #ifndef CLUSTER
 #define CLUSTER 2         // tune: 1 2
-#endif
-#ifndef GROUP
-#define GROUP 8           // tune: 4 8 16
-#endif
-#ifndef SPLIT
-#define SPLIT 4           // tune: 1 2 4 8
 #endif
 
 #if DTYPE_FLOAT32
@@ -62,6 +56,7 @@ namespace {
 
 constexpr int BM = 128;
 constexpr uint32_t LEFT_BYTES = BM * 128;   // a row of a slice is 64 elements: 128 bytes, the width of the swizzle
+constexpr int GROUP = 8;   // row tiles of a band: 4 and 16 cost 1 % at 4096 tokens
 
 // ---------------------------------------------------------------- instructions
 
@@ -239,7 +234,7 @@ __device__ __forceinline__ float* parts(void* workspace, int64_t M, int64_t N) {
 
 // The product that a kernel computes: of the tokens with gate and up, or of h with down.
 struct GateUp {
-    static constexpr int WIDTH = HIDDEN, COLUMNS = HIDDEN / 2, DEPTH_STAGES = HIDDEN_STAGES;
+    static constexpr int WIDTH = HIDDEN, COLUMNS = HIDDEN / 2;
     static constexpr bool PARTS = false;
     unsigned char* to;
     int tiles_across;   // of 64 columns
@@ -257,7 +252,7 @@ struct GateUp {
 };
 
 struct Down {
-    static constexpr int WIDTH = BN, COLUMNS = BN, DEPTH_STAGES = STAGES;
+    static constexpr int WIDTH = BN, COLUMNS = BN;
     static constexpr bool PARTS = true;
     scalar_t* out;
     float* part;   // where the depth is split
@@ -322,12 +317,13 @@ template <class Product, class LoadLeft>
 __device__ __forceinline__ void multiply_tiles(
     const Product& product, LoadLeft load_left, const CUtensorMap* low, const CUtensorMap* high, int high_row, int rows,
     int columns, int slices) {
-    constexpr int WIDTH = Product::WIDTH, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH_STAGES;
+    constexpr int WIDTH = Product::WIDTH, COLUMNS = Product::COLUMNS;
     constexpr uint32_t HALF_BYTES = WIDTH / 2 * 128, STAGE_BYTES = LEFT_BYTES + 2 * HALF_BYTES;
+    constexpr int STAGES = 214784 / STAGE_BYTES;   // as many as fit beside what a tile is stored through
     extern __shared__ uint4 shared[];
     const uint32_t left_at = (uint32_t(__cvta_generic_to_shared(shared)) + 1023) / 1024 * 1024;  // where the swizzle repeats
-    const uint32_t staging_at = left_at + DEPTH * STAGE_BYTES;
-    const uint32_t full = staging_at + 8 * 2048, empty = full + 8 * DEPTH;   // barriers, 8 bytes each
+    const uint32_t staging_at = left_at + STAGES * STAGE_BYTES;
+    const uint32_t full = staging_at + 8 * 2048, empty = full + 8 * STAGES;   // barriers, 8 bytes each
 
     const int row_tiles = (rows + BM * CLUSTER - 1) / (BM * CLUSTER), column_tiles = (columns + COLUMNS - 1) / COLUMNS;
     const int tiles = row_tiles * column_tiles;
@@ -337,7 +333,7 @@ __device__ __forceinline__ void multiply_tiles(
 
     if (threadIdx.x == 0) {
 #pragma unroll 1
-        for (int stage = 0; stage < DEPTH; stage++) {
+        for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(full + 8 * stage, 1);
             barrier_init(empty + 8 * stage, 8 * CLUSTER);   // one arrival per consumer warp of the cluster
         }
@@ -368,7 +364,7 @@ __device__ __forceinline__ void multiply_tiles(
                         tma_load_both(to + LEFT_BYTES + rank * HALF_BYTES, rank == 0 ? low : high, slice * 64,
                                       column + rank * high_row, barrier);
                     }
-                    stage = stage + 1 == DEPTH ? 0 : stage + 1;
+                    stage = stage + 1 == STAGES ? 0 : stage + 1;
                     if (stage == 0) parity ^= 1;
                 }
             }
@@ -391,7 +387,7 @@ __device__ __forceinline__ void multiply_tiles(
                     if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
                 }
                 before = stage;
-                stage = stage + 1 == DEPTH ? 0 : stage + 1;
+                stage = stage + 1 == STAGES ? 0 : stage + 1;
                 if (stage == 0) parity ^= 1;
             }
             wgmma_wait<0>();
