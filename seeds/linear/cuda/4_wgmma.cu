@@ -1,7 +1,7 @@
 // 4: Hopper: wgmma fed by TMA. One block per SM walks over tiles of 128 x BN outputs: a producer warp keeps STAGES slices of
 // 64 of the depth in flight, two consumer warpgroups of 64 rows each multiply them, and while they store a tile the next
-// one's slices are already on their way. A cluster of two blocks has two row tiles and the same weights: each loads half
-// of them for both. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
+// one's slices are already on their way. The blocks of a cluster have row tiles of their own and the same weights: each loads
+// its share of them for all. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
 // Where the tiles would leave more than half of the GPU idle, the depth is split over blocks, at most four times, and a
 // second kernel adds the parts up.
 //
@@ -20,7 +20,7 @@
 // launch add_parts: grid(cdiv(M*N, 1024)) block(256) when(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, BN))) > 1)
 // workspace: (256 + 4*M*N*4)*(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, BN))) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
-// tensormap weight_map: weight box(BN//2, 64) swizzle(128B)
+// tensormap weight_map: weight box(BN//max(2, CLUSTER), 64) swizzle(128B)
 // tune-if: smem_optin >= 232448
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
@@ -34,7 +34,7 @@
 #define BN 256      // tune: 128 192 256
 #endif
 #ifndef CLUSTER
-#define CLUSTER 2   // tune: 1 2
+#define CLUSTER 2   // tune: 1 2 4
 #endif
 
 #if DTYPE_FLOAT32
@@ -101,12 +101,12 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, in
         ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
-// To the same place in both blocks of the cluster, each of whose barriers counts the bytes.
-__device__ __forceinline__ void tma_load_both(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+// To the same place in all blocks of the cluster, each of whose barriers counts the bytes.
+__device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
         " [%0], [%1, {%2, %3}], [%4], %5;"
-        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t(3)) : "memory");
+        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t((1 << CLUSTER) - 1)) : "memory");
 }
 
 // Shared memory as wgmma sees it: 128-byte swizzle, groups of 8 rows 1024 bytes apart.
@@ -295,8 +295,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear(
                         tma_load(to + LEFT_BYTES, &weight_map, slice * 64, column, barrier);
                         tma_load(to + LEFT_BYTES + HALF_BYTES, &weight_map, slice * 64, column + BN / 2, barrier);
                     } else {
-                        tma_load_both(to + LEFT_BYTES + rank * HALF_BYTES, &weight_map, slice * 64, column + rank * (BN / 2),
-                                      barrier);
+                        tma_load_all(to + LEFT_BYTES + rank * (BN / CLUSTER * 128), &weight_map, slice * 64,
+                                     column + rank * (BN / CLUSTER), barrier);
                     }
                     stage = stage + 1 == STAGES ? 0 : stage + 1;
                     if (stage == 0) parity ^= 1;

@@ -1,8 +1,8 @@
 // 4: Hopper: wgmma fed by TMA, in both products. One block per SM walks over tiles of 128 rows: a producer warp keeps STAGES
 // slices of 64 of the depth in flight, two consumer warpgroups of 64 rows each multiply them, and while they store a tile
 // the next one's slices are already on their way. The first product's tile is HIDDEN/2 columns of gate and the same of up,
-// so that silu(g) * u happens in registers. A cluster of two blocks has two row tiles and the same weights: each loads half
-// of them for both. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
+// so that silu(g) * u happens in registers. The blocks of a cluster have row tiles of their own and the same weights: each loads
+// its share of them for all. Tiles follow each other in bands of GROUP row tiles, so that what runs at once shares its operands.
 // Where the tiles of `down` would leave more than half of the GPU idle, its depth is split over blocks, at most four
 // times, and a third kernel adds the parts up.
 //
@@ -25,9 +25,9 @@
 // launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
 // workspace: 256 + CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(N, 64)*16384 + 4*M*K*4*(min(4, sm_count//(CLUSTER*cdiv(M, 128*CLUSTER)*cdiv(K, BN))) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
-// tensormap gate_map: gate box(HIDDEN//2, 64) swizzle(128B)
-// tensormap up_map: up box(HIDDEN//2, 64) swizzle(128B)
-// tensormap down_map: down box(BN//2, 64) swizzle(128B)
+// tensormap gate_map: gate box(HIDDEN//max(2, CLUSTER), 64) swizzle(128B)
+// tensormap up_map: up box(HIDDEN//max(2, CLUSTER), 64) swizzle(128B)
+// tensormap down_map: down box(BN//max(2, CLUSTER), 64) swizzle(128B)
 // tune-if: smem_optin >= 232448
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
@@ -44,7 +44,7 @@
 #define BN 256            // tune: 128 192 256
 #endif
 #ifndef CLUSTER
-#define CLUSTER 2         // tune: 1 2
+#define CLUSTER 2         // tune: 1 2 4
 #endif
 
 #if DTYPE_FLOAT32
@@ -56,6 +56,7 @@ namespace {
 
 constexpr int BM = 128;
 constexpr uint32_t LEFT_BYTES = BM * 128;   // a row of a slice is 64 elements: 128 bytes, the width of the swizzle
+constexpr int SHARERS = CLUSTER > 1 ? CLUSTER / 2 : 1;   // blocks of a cluster that load the same half of the weights
 constexpr int GROUP = 8;   // row tiles of a band: 4 and 16 cost 1 % at 4096 tokens
 
 // ---------------------------------------------------------------- instructions
@@ -110,12 +111,12 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, in
         ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
-// To the same place in both blocks of the cluster, each of whose barriers counts the bytes.
-__device__ __forceinline__ void tma_load_both(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+// To the same place in all blocks of the cluster, each of whose barriers counts the bytes.
+__device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
         " [%0], [%1, {%2, %3}], [%4], %5;"
-        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t(3)) : "memory");
+        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t((1 << CLUSTER) - 1)) : "memory");
 }
 
 // BM rows of a slice that lie in one piece.
@@ -361,8 +362,8 @@ __device__ __forceinline__ void multiply_tiles(
                         tma_load(to + LEFT_BYTES, low, slice * 64, column, barrier);
                         tma_load(to + LEFT_BYTES + HALF_BYTES, high, slice * 64, column + high_row, barrier);
                     } else {
-                        tma_load_both(to + LEFT_BYTES + rank * HALF_BYTES, rank == 0 ? low : high, slice * 64,
-                                      column + rank * high_row, barrier);
+                        tma_load_all(to + LEFT_BYTES + rank * (WIDTH / CLUSTER * 128), rank < SHARERS ? low : high, slice * 64,
+                                     column + rank / SHARERS * high_row + rank % SHARERS * (WIDTH / 2 / SHARERS), barrier);
                     }
                     stage = stage + 1 == STAGES ? 0 : stage + 1;
                     if (stage == 0) parity ^= 1;

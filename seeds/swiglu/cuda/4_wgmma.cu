@@ -1,7 +1,7 @@
 // 4: Hopper: wgmma fed by TMA. One block per SM walks over tiles of 128 tokens x BN/2 columns of gate and the same of up, so
 // that silu(g) * u happens in registers: a producer warp keeps STAGES slices of 64 of the depth in flight, two consumer
-// warpgroups of 64 rows each multiply them, and while they store a tile the next one's slices are already on their way. A
-// cluster of two blocks has two row tiles and the same weights: one loads gate for both, the other up. Tiles follow each
+// warpgroups of 64 rows each multiply them, and while they store a tile the next one's slices are already on their way. The
+// blocks of a cluster have row tiles of their own and the same weights: each loads its share of them for all. Tiles follow each
 // other in bands of GROUP row tiles, so that what runs at once shares its operands.
 //
 // 4096 tokens of 4096 to 11008 are 739 GFLOP over 0.3 GB: at least 0.75 ms of an H100's tensor cores. It takes 0.92 ms,
@@ -15,8 +15,8 @@
 //
 // launch swiglu: grid(CLUSTER*min(sm_count//CLUSTER, cdiv(M, 128*CLUSTER)*cdiv(N, BN//2))) block(384) smem(214784//((128 + BN)*128)*((128 + BN)*128) + 17664) cluster(CLUSTER, 1, 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
-// tensormap gate_map: gate box(BN//2, 64) swizzle(128B)
-// tensormap up_map: up box(BN//2, 64) swizzle(128B)
+// tensormap gate_map: gate box(BN//max(2, CLUSTER), 64) swizzle(128B)
+// tensormap up_map: up box(BN//max(2, CLUSTER), 64) swizzle(128B)
 // tune-if: smem_optin >= 232448
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
@@ -30,7 +30,7 @@
 #define BN 256      // tune: 192 224 256
 #endif
 #ifndef CLUSTER
-#define CLUSTER 2   // tune: 1 2
+#define CLUSTER 2   // tune: 1 2 4
 #endif
 
 #if DTYPE_FLOAT32
@@ -45,6 +45,7 @@ constexpr uint32_t LEFT_BYTES = BM * 128;       // a row of a slice is 64 elemen
 constexpr uint32_t HALF_BYTES = COLUMNS * 128;   // of gate, and of up
 constexpr uint32_t STAGE_BYTES = LEFT_BYTES + 2 * HALF_BYTES;
 constexpr int STAGES = 214784 / STAGE_BYTES;    // as many as fit beside what a tile is stored through
+constexpr int SHARERS = CLUSTER > 1 ? CLUSTER / 2 : 1;   // blocks of a cluster that load gate, and that load up
 constexpr int GROUP = 8;   // row tiles of a band: 4 and 16 cost 1 % at 4096 tokens
 
 // ---------------------------------------------------------------- instructions
@@ -99,12 +100,12 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, in
         ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
-// To the same place in both blocks of the cluster, each of whose barriers counts the bytes.
-__device__ __forceinline__ void tma_load_both(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+// To the same place in all blocks of the cluster, each of whose barriers counts the bytes.
+__device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
         " [%0], [%1, {%2, %3}], [%4], %5;"
-        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t(3)) : "memory");
+        ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t((1 << CLUSTER) - 1)) : "memory");
 }
 
 // Shared memory as wgmma sees it: 128-byte swizzle, groups of 8 rows 1024 bytes apart.
@@ -284,8 +285,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) swiglu(
                         tma_load(to + LEFT_BYTES, &gate_map, slice * 64, column, barrier);
                         tma_load(to + LEFT_BYTES + HALF_BYTES, &up_map, slice * 64, column, barrier);
                     } else {
-                        tma_load_both(to + LEFT_BYTES + rank * HALF_BYTES, rank == 0 ? &gate_map : &up_map, slice * 64, column,
-                                      barrier);
+                        tma_load_all(to + LEFT_BYTES + rank * (BN / CLUSTER * 128), rank < SHARERS ? &gate_map : &up_map,
+                                     slice * 64, column + rank % SHARERS * (COLUMNS / SHARERS), barrier);
                     }
                     stage = stage + 1 == STAGES ? 0 : stage + 1;
                     if (stage == 0) parity ^= 1;
