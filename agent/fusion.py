@@ -2,13 +2,14 @@
 
 What it wrote is a candidate like any other, and beside that it must be measurably faster than the unfused pair, those
 best kernels one after the other (pair); else it is dropped: it stays on record, and no workload can be won by it.
-Not covered: asking the model (engineer), and pairs other than that of the best kernels.
+Not covered: asking the model (engineer), and pairs other than that of the best kernels that go together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import TYPE_CHECKING, Protocol
 
 from agent import pair, parts
@@ -21,6 +22,8 @@ from sandbox.trial import Rejected
 if TYPE_CHECKING:
     from sandbox.judge import Duel
 
+TRIED = 10
+"""Kernels of a part that are tried, from its best on, until some go into one file."""
 PASSED_ON = ("repair", "tune")
 """Operators that keep a fused kernel what it is."""
 
@@ -32,7 +35,7 @@ class Duelling(Protocol):
 
 
 class Elite(Record):
-    """The best kernel of a part."""
+    """One of the best kernels of a part."""
 
     task: Task
     candidate: Candidate
@@ -55,30 +58,33 @@ def prepared(task: Task, archive: Archive, device: Device) -> Fusion | str:
     chain = parts.read(task)
     if chain is None:
         return ""
-    pieces = chain.pieces
-    found = [_elite(piece, archive, device) for piece in pieces]
-    elites = tuple(elite for elite in found if elite is not None)
-    if len(elites) < len(pieces):
-        missing = next(piece.task.name for piece, elite in zip(pieces, found, strict=True) if elite is None)
-        return (
-            f"nothing is fused: the archive has no {missing} kernel that passed on {device.name}; run that task first"
-        )
-    try:
-        unfused = pair.unfused(task, chain, [elite.candidate for elite in elites])
-    except NoPair as none:
-        return f"nothing is fused: {none}"
-    return Fusion(elites, unfused, tuple(pair.glue_words(task, chain)))
+    found = [list(islice(_elites(piece, archive, device), TRIED)) for piece in chain.pieces]
+    for piece, elites in zip(chain.pieces, found, strict=True):
+        if not elites:
+            return (
+                f"nothing is fused: the archive has no {piece.task.name} kernel that passed on {device.name};"
+                " run that task first"
+            )
+    reasons = []
+    for places in sorted(product(*(range(len(elites)) for elites in found)), key=sum):
+        chosen = tuple(elites[place] for elites, place in zip(found, places, strict=True))
+        try:
+            unfused = pair.unfused(task, chain, [elite.candidate for elite in chosen])
+        except NoPair as none:
+            reasons.append(none)
+        else:
+            return Fusion(chosen, unfused, tuple(pair.glue_words(task, chain)))
+    return f"nothing is fused: {reasons[0]}"
 
 
-def _elite(piece: Piece, archive: Archive, device: Device) -> Elite | None:
-    """The first of the part's leaderboard that is a kernel of the contract."""
+def _elites(piece: Piece, archive: Archive, device: Device) -> Iterator[Elite]:
+    """The part's leaderboard from the first on, as far as they are kernels of the contract."""
     own = piece.task
     for row in rows(archive, own.name, own.target, device.name, versions=[own.version]):
         candidate = archive.candidate(row.candidate)
         judgement = archive.judged(candidate.id, own.version, own.target, device.name)
         if candidate.form == "kernel" and judgement is not None and isinstance(judgement.verdict, Passed):
-            return Elite(task=own, candidate=candidate, judgement=judgement)
-    return None
+            yield Elite(task=own, candidate=candidate, judgement=judgement)
 
 
 # ---------------------------------------------------------------- weighing

@@ -441,6 +441,18 @@ def test_model_is_shown_the_best_kernels_of_the_parts_and_what_lies_between(fold
     assert steps.finalists(steps.latest(archive, shop.run.id), shop.task)[0].id == made.id
 
 
+def test_pair_is_that_of_the_best_kernels_that_go_into_one_file(folder: Path, archive: Archive) -> None:
+    shop = Workshop(folder, archive, []).with_parts_judged()
+    scale = tasks.load(str(folder / "scale"), "cpu")
+    block = SCALE.replace('extern "C" void', 'extern "C" { void') + "}  // fused: the faster one"
+    best = seed(folder, "scale").model_copy(update={"source": block})
+    archive.add(best)
+    archive.record(shop.judge.judge(scale, best))
+    found = fusion.prepared(shop.task, archive, CPU)
+    assert isinstance(found, fusion.Fusion)
+    assert [elite.candidate.id for elite in found.elites] == [seed(folder, name).id for name in ("scale", "means")]
+
+
 def test_fused_kernel_that_is_not_faster_than_the_pair_wins_nothing(folder: Path, archive: Archive) -> None:
     shop = Workshop(folder, archive, [], SLOWER).with_parts_judged()
     shop.model = Fuser([fused(1)])

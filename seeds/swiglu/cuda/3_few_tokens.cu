@@ -1,11 +1,11 @@
-// 2: few tokens: reading the weights once is all that counts, so they go straight from memory to registers, 16 bytes per
+// 3: few tokens: reading the weights once is all that counts, so they go straight from memory to registers, 16 bytes per
 // load, and enter mma.sync as the left operand: 16 outputs by 8 tokens wastes little where 16 tokens by 8 outputs
 // would waste much. The warps of a block share the depth.
 //
 // Needs K % 8 == 0 and 16-bit elements; any M, but the weights are read again for every 16 tokens: near the limit up to
 // about 16 of them, and worse and worse beyond.
 //
-// launch linear: grid(cdiv(N, 32), cdiv(M, 16)) block(32*WARPS)
+// launch swiglu: grid(cdiv(N, 16), cdiv(M, 16)) block(32*WARPS)
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
 #else
@@ -37,6 +37,8 @@ static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4]
 #endif
 }
 
+static __device__ __forceinline__ float gated(float g, float u) { return __fdividef(g, 1.0f + __expf(-g)) * u; }
+
 // Weights are read once: they pass L1 by. Predicated rather than branched around, so that all loads leave before the
 // first is waited for.
 static __device__ __forceinline__ uint4 load_once(const scalar_t* source, bool inside) {
@@ -53,23 +55,24 @@ static __device__ __forceinline__ uint4 load_shared(const scalar_t* source, bool
     return inside ? __ldg(reinterpret_cast<const uint4*>(source)) : make_uint4(0, 0, 0, 0);
 }
 
-// Two neighbouring tiles of 16 weight rows, times 16 tokens. Of the depth a step takes UNROLL
+// A tile of 16 weight rows of gate and one of up, times 16 tokens. Of the depth a step takes UNROLL
 // times 32 elements per warp.
 // mma wants, of every 16 of the depth, elements 2q, 2q+1, 2q+8 and 2q+9 in the lanes of quarter q; any order does as
 // long as both sides agree, so lane q takes elements 8q .. 8q+7 of 32 and spends them on two mma.
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-linear(scalar_t* out, const scalar_t* x, const scalar_t* weights, int64_t M, int64_t K, int64_t N, void* workspace) {
+swiglu(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, int64_t M, int64_t K, int64_t N,
+       void* workspace) {
     __shared__ float share[WARPS][COUNT];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int r = lane / 4, q = lane % 4;
 
     const int depth = int(K), width = int(N);   // of the operands; of the result
-    const int tokens = int(M) - int(blockIdx.y) * 16, n0 = int(blockIdx.x) * 32;
+    const int tokens = int(M) - int(blockIdx.y) * 16, n0 = int(blockIdx.x) * 16;
     const int64_t token0 = int64_t(blockIdx.y) * 16;
     const scalar_t* left = x + (token0 + r) * depth + q * 8;
-    const scalar_t* low = weights + (int64_t(n0) + r) * depth + q * 8;
-    const scalar_t* weight[2] = {low, low + 16 * int64_t(depth)};
-    const int rows[2] = {width - n0 - r, width - n0 - r - 16};   // that exist from this lane's on
+    const int64_t offset = (int64_t(n0) + r) * depth + q * 8;
+    const scalar_t* weight[2] = {gate + offset, up + offset};
+    const int rows[2] = {width - n0 - r, width - n0 - r};   // that exist from this lane's on
 
     float sum[2][TOKEN_TILES][4] = {};
     for (int base = warp * 32 * UNROLL; base < depth; base += 32 * UNROLL * WARPS) {
@@ -117,10 +120,10 @@ linear(scalar_t* out, const scalar_t* x, const scalar_t* weights, int64_t M, int
     __syncthreads();
 
 #pragma unroll 1
-    for (int i = thread; i < 16 * 32; i += 32 * WARPS) {
-        const int column = i % 32, token = i / 32;
+    for (int i = thread; i < 16 * 16; i += 32 * WARPS) {
+        const int column = i % 16, token = i / 16;
         if (token >= tokens || n0 + column >= width) continue;
-        const float* at = share[0] + (column / 16 * TOKEN_TILES + token / 8) * 128 + column % 16 * 8 + token % 8;
-        out[(token0 + token) * width + n0 + column] = scalar_t(at[0]);
+        const float* at = share[0] + token / 8 * 128 + column * 8 + token % 8;
+        out[(token0 + token) * width + n0 + column] = scalar_t(gated(at[0], at[TOKEN_TILES * 128]));
     }
 }
