@@ -48,6 +48,9 @@
 #ifndef PAIRED
 #define PAIRED 1  // tune: 0 1
 #endif
+#ifndef OVERLAP
+#define OVERLAP 1  // tune: 0 1
+#endif
 #ifndef SPLIT
 #define SPLIT 1  // tune: 0 1
 #endif
@@ -596,7 +599,7 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
             // Each round multiplies a tile's scores, and meanwhile the values of the tile before by its probabilities.
 #pragma unroll 1
             for (int tile = own - 2; tile >= 0; tile--) {
-                barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                if (!OVERLAP || tile == own - 2) barrier_wait(k_full + 8 * keys.stage, keys.parity);
                 barrier_wait(v_full + 8 * values.stage, values.parity);  // loaded before these keys
                 take_turn(group);
                 multiply_keys(score, query, k_at + keys.stage * TILE_BYTES);
@@ -607,6 +610,12 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
                 if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
                 keys.advance();
                 const bool moved = softmax<false>(score, factor, top, sum, shrink);
+#if OVERLAP
+                // The compiler would move the wait below up to the maximum, and leave the exponentials to wait for P*V; over
+                // the loop that waits for the next keys it does not.
+                scores_arrived(score);
+                if (tile > 0) barrier_wait(k_full + 8 * keys.stage, keys.parity);
+#endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
