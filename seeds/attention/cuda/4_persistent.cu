@@ -7,46 +7,31 @@
 // tile, and what they found is merged at the end.
 // Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S.
 //
-// launch attention: grid(min(sm_count, B*H*cdiv(S, 64*((D == 64)*CONSUMERS + (D == 128)*2)))) block(128*((D == 64)*CONSUMERS + (D == 128)*2) + 128) smem((128*((D == 64)*CONSUMERS + (D == 128)*2) + 2*((D == 64)*STAGES*TILE_N + (D == 128)*256))*D*2 + 1280) when(SPLIT == 0 or B*H*cdiv(S, 64) > sm_count)
-// launch attention_split: grid(B*H*cdiv(S, 64)) block(128*((D == 64)*(4 - 2*(TILE_N == 192)) + (D == 128)*2)) smem(64*((D == 64)*CONSUMERS + (D == 128)*2)*D*2 + (4*(D == 64)*(TILE_N < 192) + 2*(D == 64)*(TILE_N == 192) + 2*(D == 128))*max(4*D*((D == 64)*TILE_N + (D == 128)*128), 256*(D + 8)) + 4096) when(SPLIT and B*H*cdiv(S, 64) <= sm_count)
+// launch attention: grid(min(sm_count, B*H*cdiv(S, 128))) block(384) smem((256 + 256*(2 + (D == 64)*(STAGES - 2)))*D*2 + 1280) when(SPLIT == 0 or B*H*cdiv(S, 64) > sm_count)
+// launch attention_split: grid(B*H*cdiv(S, 64)) block(128*(6 - D//32)) smem(64*D*2 + (6 - D//32)*512*D + 4096) when(SPLIT and B*H*cdiv(S, 64) <= sm_count)
 // tensormap q_map: q view(B*H, S, D) box(1, 64, 64) swizzle(128B)
 // tensormap k_map: k view(B*H, S, D) box(1, 64, 64) swizzle(128B)
 // tensormap v_map: v view(B*H, S, D) box(1, 64, 64) swizzle(128B)
 // static: D causal
 // tune-if: smem_optin > 200000
-// tune-if: (2*64*CONSUMERS + 2*STAGES*TILE_N)*128 + 1280 <= smem_optin
-// tune-if: CONSUMERS < 3 or TILE_N == 64
 #if DTYPE_BFLOAT16
-#include <cuda_bf16.h>
 #define WGMMA_TYPES "bf16.bf16"
 #else
-#include <cuda_fp16.h>
 #define WGMMA_TYPES "f16.f16"
 #endif
+struct scalar_t;  // only ever moved in 16-byte pieces of 8: without the headers of its operators the compiler is faster
 
-#ifndef CONSUMERS
-#define CONSUMERS 2  // tune: 2 3
-#endif
-#ifndef TILE_N
-#define TILE_N 128  // tune: 64 128 192
-#endif
 #ifndef STAGES
-#define STAGES 2  // tune: 2 3
-#endif
-#ifndef QUERY_REGISTERS
-#define QUERY_REGISTERS 1  // tune: 0 1
+#define STAGES 3  // tune: 2 3
 #endif
 #ifndef TURNS
 #define TURNS 1  // tune: 0 1
 #endif
 #ifndef LAZY
-#define LAZY 0  // tune: 0 1
+#define LAZY 1  // tune: 0 1
 #endif
-#ifndef EMULATED
-#define EMULATED 0  // tune: 0 1 2 3
-#endif
-#ifndef PAIRED
-#define PAIRED 1  // tune: 0 1
+#ifndef CHAIN
+#define CHAIN 1  // tune: 0 1
 #endif
 #ifndef OVERLAP
 #define OVERLAP 1  // tune: 0 1
@@ -60,23 +45,13 @@
 #endif
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// The first three tunables are for D = 64; at 128 registers and shared memory leave no choice.
-#if STATIC_D == 128
-#define GROUPS 2
-#define KEYS 128
-#define DEPTH 2
-#define SPLITS 2
-#else
-#define GROUPS CONSUMERS
-#define KEYS TILE_N
-#define DEPTH STAGES
-#define SPLITS (TILE_N == 192 ? 2 : 4)
-#endif
-
 namespace {
 
 constexpr int D_ = STATIC_D;
-constexpr int ROWS = 64 * GROUPS;
+constexpr int GROUPS = 2, ROWS = 64 * GROUPS, KEYS = 128;
+constexpr int DEPTH = D_ == 64 ? STAGES : 2;  // at 128 shared memory holds two
+constexpr bool CHAINED = CHAIN && D_ == 64;  // row tiles one into the other: at 128 the registers do not suffice
+constexpr int SPLITS = D_ == 64 ? 4 : 2;
 constexpr int PANELS = D_ / 64;               // tiles lie in panels of 64 columns: 128 bytes, the width of the swizzle
 constexpr uint32_t TILE_BYTES = KEYS * D_ * 2;
 static_assert(D_ == 64 || D_ == 128, "D must be 64 or 128");
@@ -87,16 +62,6 @@ __device__ __forceinline__ float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-// 2^x for x <= 0 by arithmetic, since the units of ex2 are as scarce as the tensor cores at D = 64: an integer and a
-// fraction within 1/2, whose power a cubic gives to 8e-5, less than the rounding of a probability to 16 bits.
-__device__ __forceinline__ float emulated_exp2(float x) {
-    x = fmaxf(x, -126.f);
-    const float whole = x + 12582912.f;  // 1.5 * 2^23: the integer ends up in the low bits
-    const float f = x - (whole - 12582912.f);
-    const float power = fmaf(fmaf(fmaf(0.05517167f, f, 0.24261114f), f, 0.69326099f), f, 0.99992807f);
-    return __int_as_float(__float_as_int(power) + (__float_as_int(whole) << 23));
 }
 
 __device__ __forceinline__ uint32_t pack(float low, float high) {
@@ -128,6 +93,11 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
         "{\n.reg .pred done;\nagain:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n"
         ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// The descriptor is on its way while barriers are set up.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // A box at (column, row, head) of the tensor; what lies past its end arrives as zeros.
@@ -164,7 +134,7 @@ __device__ __forceinline__ void registers_down() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-// Consumer warpgroups take turns in a ring: each waits for the one before it.
+// The two consumer warpgroups take turns.
 __device__ __forceinline__ void take_turn(int group) {
 #if TURNS
     asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory");
@@ -173,19 +143,18 @@ __device__ __forceinline__ void take_turn(int group) {
 
 __device__ __forceinline__ void pass_turn(int group) {
 #if TURNS
-    asm volatile("bar.arrive %0, 256;" ::"r"((group + 1) % GROUPS + 1) : "memory");
+    asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory");
 #endif
 }
 
 __device__ __forceinline__ void group_barrier(int group) {
-    asm volatile("bar.sync %0, 128;" ::"r"(group + GROUPS + 1) : "memory");
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
 }
 
 #define VALUES4(x, c, n) x(c[n][0]), x(c[n][1]), x(c[n][2]), x(c[n][3])
 #define VALUES16(x, c, n) VALUES4(x, c, n), VALUES4(x, c, n + 1), VALUES4(x, c, n + 2), VALUES4(x, c, n + 3)
 #define VALUES32(x, c, n) VALUES16(x, c, n), VALUES16(x, c, n + 4)
 #define VALUES64(x, c) VALUES32(x, c, 0), VALUES32(x, c, 8)
-#define VALUES96(x, c) VALUES64(x, c), VALUES32(x, c, 16)
 #define REGISTERS32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -194,13 +163,6 @@ __device__ __forceinline__ void group_barrier(int group) {
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define REGISTERS96 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define TEXT(x) #x
 #define NUMBER(x) TEXT(x)
 
@@ -208,24 +170,6 @@ __device__ __forceinline__ void group_barrier(int group) {
 // would cost the compiler as much as all of them together.
 
 // score[64xKEYS] = Q K^T: Q in registers, or in shared memory as K is, their D columns running along the row.
-#if KEYS == 64
-#define SCORES REGISTERS32
-#define SCORE_OPERANDS(x) VALUES32(x, score, 0)
-#define KEY_OPERAND "%32"
-#define QUERY_OPERAND "%33"
-#define QUERY0 "{%33, %34, %35, %36}"
-#define QUERY1 "{%37, %38, %39, %40}"
-#define QUERY2 "{%41, %42, %43, %44}"
-#define QUERY3 "{%45, %46, %47, %48}"
-#define QUERY4 "{%49, %50, %51, %52}"
-#define QUERY5 "{%53, %54, %55, %56}"
-#define QUERY6 "{%57, %58, %59, %60}"
-#define QUERY7 "{%61, %62, %63, %64}"
-#elif KEYS == 128
-#define SCORES REGISTERS64
-#define SCORE_OPERANDS(x) VALUES64(x, score)
-#define KEY_OPERAND "%64"
-#define QUERY_OPERAND "%65"
 #define QUERY0 "{%65, %66, %67, %68}"
 #define QUERY1 "{%69, %70, %71, %72}"
 #define QUERY2 "{%73, %74, %75, %76}"
@@ -234,32 +178,22 @@ __device__ __forceinline__ void group_barrier(int group) {
 #define QUERY5 "{%85, %86, %87, %88}"
 #define QUERY6 "{%89, %90, %91, %92}"
 #define QUERY7 "{%93, %94, %95, %96}"
-#elif KEYS == 192
-#define SCORES REGISTERS96
-#define SCORE_OPERANDS(x) VALUES96(x, score)
-#define KEY_OPERAND "%96"
-#define QUERY_OPERAND "%97"
-#define QUERY0 "{%97, %98, %99, %100}"
-#define QUERY1 "{%101, %102, %103, %104}"
-#define QUERY2 "{%105, %106, %107, %108}"
-#define QUERY3 "{%109, %110, %111, %112}"
-#endif
 #define SCORES_OF(query, keep) \
-    "wgmma.mma_async.sync.aligned.m64n" NUMBER(KEYS) "k16.f32." WGMMA_TYPES " {" SCORES "}, " query ", k, " keep
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32." WGMMA_TYPES " {" REGISTERS64 "}, " query ", k, " keep
 #define NEXT_SHARED "add.s64 q, q, 2;\nadd.s64 k, k, 2;\n" SHARED_STEP("yes")
 #define SHARED_STEP(keep) SCORES_OF("q", keep) ", 1, 1, 0, 0;\n"
 __device__ __forceinline__ void multiply_keys(float (&score)[KEYS / 8][4], uint32_t query, uint32_t key) {
     wgmma_fence();
     asm volatile(
         "{\n.reg .pred no, yes;\n.reg .b64 q, k;\nsetp.ne.b32 no, 0, 0;\nsetp.eq.b32 yes, 0, 0;\n"
-        "mov.b64 k, " KEY_OPERAND ";\nmov.b64 q, " QUERY_OPERAND ";\n"
+        "mov.b64 k, %64;\nmov.b64 q, %65;\n"
         SHARED_STEP("no") NEXT_SHARED NEXT_SHARED NEXT_SHARED
 #if STATIC_D == 128
-        "add.s64 q, q, 8 * 64 * " NUMBER(GROUPS) " - 6;\nadd.s64 k, k, 8 * " NUMBER(KEYS) " - 6;\n" SHARED_STEP("yes")
+        "add.s64 q, q, 64 * 8 - 6;\nadd.s64 k, k, 128 * 8 - 6;\n" SHARED_STEP("yes")
         NEXT_SHARED NEXT_SHARED NEXT_SHARED
 #endif
         "}\n"
-        : SCORE_OPERANDS("=f") : "l"(descriptor(key, 16)), "l"(descriptor(query, 16)));
+        : VALUES64("=f", score) : "l"(descriptor(key, 16)), "l"(descriptor(query, 16)));
     wgmma_commit();
 }
 
@@ -270,14 +204,14 @@ __device__ __forceinline__ void multiply_keys(
     wgmma_fence();
     asm volatile(
         "{\n.reg .pred no, yes;\n.reg .b64 k;\nsetp.ne.b32 no, 0, 0;\nsetp.eq.b32 yes, 0, 0;\n"
-        "mov.b64 k, " KEY_OPERAND ";\n"
+        "mov.b64 k, %64;\n"
         REGISTERS_STEP(0, "no") NEXT_REGISTERS(1) NEXT_REGISTERS(2) NEXT_REGISTERS(3)
 #if STATIC_D == 128
-        "add.s64 k, k, 8 * " NUMBER(KEYS) " - 6;\n" REGISTERS_STEP(4, "yes")
+        "add.s64 k, k, 128 * 8 - 6;\n" REGISTERS_STEP(4, "yes")
         NEXT_REGISTERS(5) NEXT_REGISTERS(6) NEXT_REGISTERS(7)
 #endif
         "}\n"
-        : SCORE_OPERANDS("=f")
+        : VALUES64("=f", score)
         : "l"(descriptor(key, 16)),
 #if STATIC_D == 128
           VALUES32("r", query, 0)
@@ -319,58 +253,65 @@ __device__ __forceinline__ void multiply_values(
 
 // Registers that a wgmma wrote may be read from here on: keeps the compiler from moving reads up past the wait.
 __device__ __forceinline__ void scores_arrived(float (&score)[KEYS / 8][4]) {
-    asm volatile("" : SCORE_OPERANDS("+f") :: "memory");
+    asm volatile("" : VALUES64("+f", score) :: "memory");
 }
 
 __device__ __forceinline__ void sums_arrived(float (&acc)[D_ / 8][4]) {
     asm volatile("" : SUM_OPERANDS :: "memory");
 }
 
-// A tile of ROWS_ rows, 64 at a time, in panels.
-template <int ROWS_>
+// A tile of 128 rows, 64 at a time, in panels.
 __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, int row, int head, uint32_t barrier) {
 #pragma unroll
     for (int panel = 0; panel < PANELS; panel++)
 #pragma unroll
-        for (int part = 0; part < ROWS_; part += 64)
-            tma_load(to + panel * ROWS_ * 128 + part * 128, map, panel * 64, row + part, head, barrier);
+        for (int part = 0; part < KEYS; part += 64)
+            tma_load(to + (panel * KEYS + part) * 128, map, panel * 64, row + part, head, barrier);
 }
 
 // Row tiles in the order in which they are dealt to the blocks: `step` counts a block's own.
 struct Deal {
-    int heads, row_tiles, head, row_tile;
-    bool paired;
+    int heads, row_tiles, length, step = 0;
+    int head, first_row, tiles;  // of keys: those that some row sees
 
     __device__ __forceinline__ Deal(int heads, int length)
-        : heads(heads), row_tiles((length + ROWS - 1) / ROWS),
-          paired(STATIC_CAUSAL && PAIRED && heads * ((row_tiles + 1) / 2) >= int(gridDim.x)) {}
+        : heads(heads), row_tiles((length + ROWS - 1) / ROWS), length(length) {}
 
     // False when there are no more.
-    __device__ __forceinline__ bool next(int& step) {
-        const int blocks = int(gridDim.x), block = int(blockIdx.x);
-        if (paired) {
-            const int pairs = (row_tiles + 1) / 2, place = step / 2 * blocks + block;
+    __device__ __forceinline__ bool next() {
+        const int blocks = int(gridDim.x), block = int(blockIdx.x), pairs = (row_tiles + 1) / 2;
+        int place, row_tile;
+        bool left;
+        if (STATIC_CAUSAL && heads * pairs >= blocks) {
+            place = step / 2 * blocks + block;
+            left = place < heads * pairs;
             const int low = place % pairs, high = row_tiles - 1 - low;
             head = place / pairs;
             row_tile = step % 2 == 0 ? high : low;
             step += high == low ? 2 : 1;
-            return place < heads * pairs;
+        } else {
+            // Back and forth over the blocks, so that who had the longest has the shortest next.
+            place = step * blocks + (STATIC_CAUSAL && step % 2 == 1 ? blocks - 1 - block : block);
+            left = place < heads * row_tiles;
+            step++;
+            head = STATIC_CAUSAL ? place % heads : place / row_tiles;
+            row_tile = STATIC_CAUSAL ? row_tiles - 1 - place / heads : place % row_tiles;
         }
-        // Back and forth over the blocks, so that who had the longest has the shortest next.
-        const int place = step * blocks + (STATIC_CAUSAL && step % 2 == 1 ? blocks - 1 - block : block);
-        step++;
-        head = STATIC_CAUSAL ? place % heads : place / row_tiles;
-        row_tile = STATIC_CAUSAL ? row_tiles - 1 - place / heads : place % row_tiles;
-        return place < heads * row_tiles;
+        first_row = row_tile * ROWS;
+        tiles = ((STATIC_CAUSAL ? min(length, first_row + ROWS) : length) + KEYS - 1) / KEYS;
+        return left;
     }
 };
 
 // A ring of DEPTH tiles; parity flips with every round.
 struct Ring {
-    int stage = 0, parity = 0;
+    int stage, parity;
     __device__ __forceinline__ void advance() {
         stage = stage + 1 == DEPTH ? 0 : stage + 1;
         if (stage == 0) parity ^= 1;
+    }
+    __device__ __forceinline__ Ring before() const {
+        return {stage == 0 ? DEPTH - 1 : stage - 1, stage == 0 ? parity ^ 1 : parity};
     }
 };
 
@@ -403,7 +344,7 @@ __device__ __forceinline__ bool softmax(
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; i++) {
                 const float x = fmaf(score[n][i], factor, -top[half]);
-                score[n][i] = n % 4 * 2 + i % 2 < EMULATED ? emulated_exp2(x) : fast_exp2(x);
+                score[n][i] = fast_exp2(x);
                 part += score[n][i];
             }
         sum[half] = FIRST ? part : fmaf(sum[half], shrink[half], part);
@@ -435,8 +376,8 @@ __device__ __forceinline__ void to_operand(uint32_t (&prob)[KEYS / 16][4], const
             prob[n][i] = pack(score[2 * n + i / 2][i % 2 * 2], score[2 * n + i / 2][i % 2 * 2 + 1]);
 }
 
-// A warp's 16 rows of Q as the A operand; `flip` changes signs.
-__device__ __forceinline__ void load_query(uint32_t (&fragment)[D_ / 16][4], uint32_t rows, uint32_t flip) {
+// A warp's 16 rows of Q as the A operand; a negative scale changes signs.
+__device__ __forceinline__ void load_query(uint32_t (&fragment)[D_ / 16][4], uint32_t rows, float scale) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < D_ / 16; n++) {
@@ -444,29 +385,64 @@ __device__ __forceinline__ void load_query(uint32_t (&fragment)[D_ / 16][4], uin
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
             : "=r"(fragment[n][0]), "=r"(fragment[n][1]), "=r"(fragment[n][2]), "=r"(fragment[n][3]) : "r"(at) : "memory");
 #pragma unroll
-        for (int i = 0; i < 4; i++) fragment[n][i] ^= flip;
+        for (int i = 0; i < 4; i++) fragment[n][i] ^= scale < 0.f ? 0x80008000u : 0u;
     }
 }
 
-// A negative scale changes the signs of 64 rows of Q in shared memory; the threads that do it wait for each other after.
+// A negative scale changes the signs of 64 rows of Q in shared memory; those who do it wait for each other after.
 __device__ __forceinline__ void flip_signs(unsigned char* rows, int thread, int threads) {
 #pragma unroll 1
     for (int i = thread; i < PANELS * 512; i += threads) {
-        uint4& piece = reinterpret_cast<uint4*>(rows)[i / 512 * (ROWS * 8) + i % 512];
+        uint4& piece = reinterpret_cast<uint4*>(rows)[i];
         piece.x ^= 0x80008000u, piece.y ^= 0x80008000u, piece.z ^= 0x80008000u, piece.w ^= 0x80008000u;
     }
     async_fence();
 }
 
 // Where a row's 16-byte piece lies in a staging tile, swizzled as TMA would.
-__device__ __forceinline__ unsigned char* staged(unsigned char* tile, int row, int chunk) {
+__device__ __forceinline__ uint32_t staged(uint32_t tile, int row, int chunk) {
     return tile + chunk / 8 * (ROWS * 128) + row * 128 + (chunk % 8 ^ row % 8) * 16;
+}
+
+constexpr int OUT_PITCH = D_ / 8;  // from row to row of a head, in 16-byte pieces
+
+// Where a row of a head begins in out.
+__device__ __forceinline__ uint4* place(scalar_t* out, int head, int row, int64_t length) {
+    return reinterpret_cast<uint4*>(out) + (head * length + row) * OUT_PITCH;
+}
+
+// A warp's 16 rows: through a staging tile of its own, swizzled, so that stores are whole 16-byte pieces.
+__device__ __forceinline__ void store_rows(
+    uint4* to, uint32_t staging, const float (&acc)[D_ / 8][4], const float (&sum)[2], int rows) {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float total = sum[half];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        const float inverse = __fdividef(1.f, total);
+        const int r = lane / 4 + half * 8;
+#pragma unroll
+        for (int n = 0; n < D_ / 8; n++)
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(staged(staging, r, n) + lane % 4 * 4),
+                "r"(pack(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse)) : "memory");
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < D_ / 16; i++) {
+        const int r = (i * 32 + lane) / (D_ / 8), chunk = lane % (D_ / 8);
+        uint4 piece;
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w) : "r"(staged(staging, r, chunk)) : "memory");
+        if (r < rows) to[r * OUT_PITCH + chunk] = piece;
+    }
 }
 
 }  // namespace
 #endif
 
-extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS + (STATIC_D == 128) * 2) + 128, 1) attention(
+extern "C" __global__ void __launch_bounds__(384, 1) attention(
     scalar_t* out, const scalar_t* q, const scalar_t* k, const scalar_t* v,
     int64_t B, int64_t H, int64_t S, int64_t D, float scale, int causal, void* workspace,
     const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
@@ -480,8 +456,8 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
     const uint32_t q_full = v_at + DEPTH * TILE_BYTES, q_empty = q_full + 8;  // barriers, 8 bytes each
     const uint32_t k_full = q_empty + 8, k_empty = k_full + 8 * DEPTH;
     const uint32_t v_full = k_empty + 8 * DEPTH, v_empty = v_full + 8 * DEPTH;
-    const int length = int(S);
 
+    if (threadIdx.x == 128 * GROUPS) tma_prefetch(&q_map), tma_prefetch(&k_map), tma_prefetch(&v_map);
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
         barrier_init(q_empty, 4 * GROUPS);  // one arrival per warp
@@ -497,110 +473,84 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
     __syncthreads();
 
     const int group = threadIdx.x / 128;
-    Deal deal(int(B * H), length);
-    int step = 0;
+    Deal deal(int(B * H), int(S));
     if (group == GROUPS) {
-        registers_down<GROUPS == 3 ? 32 : 24>();
+        registers_down<24>();
         if (threadIdx.x % 128 == 0) {
-            Ring keys, values;
+            Ring keys = {0, 0}, values = {0, 0};
             int q_parity = 0;
 #pragma unroll 1
-            while (deal.next(step)) {
-                const int first_row = deal.row_tile * ROWS;
-                const int tiles = ((STATIC_CAUSAL ? min(length, first_row + ROWS) : length) + KEYS - 1) / KEYS;
+            while (deal.next()) {
 #pragma unroll 1
-                for (int tile = tiles - 1; tile >= 0; tile--) {
+                for (int tile = deal.tiles - 1; tile >= 0; tile--) {
                     // A fresh barrier counts as having finished a phase of parity 1: the first round passes.
                     barrier_wait(k_empty + 8 * keys.stage, keys.parity ^ 1);
                     barrier_expect(k_full + 8 * keys.stage, TILE_BYTES);
-                    load_tile<KEYS>(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_full + 8 * keys.stage);
+                    load_tile(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_full + 8 * keys.stage);
                     keys.advance();
-                    if (tile == tiles - 1) {
+                    if (tile == deal.tiles - 1) {
                         barrier_wait(q_empty, q_parity ^ 1);
                         q_parity ^= 1;
                         barrier_expect(q_full, ROWS * D_ * 2);
-                        load_tile<ROWS>(q_at, &q_map, first_row, deal.head, q_full);
+                        load_tile(q_at, &q_map, deal.first_row, deal.head, q_full);
                     }
                     barrier_wait(v_empty + 8 * values.stage, values.parity ^ 1);
                     barrier_expect(v_full + 8 * values.stage, TILE_BYTES);
-                    load_tile<KEYS>(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_full + 8 * values.stage);
+                    load_tile(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_full + 8 * values.stage);
                     values.advance();
                 }
             }
         }
     } else {
-        registers_up<GROUPS == 3 ? 160 : 240>();
-        const int lane = threadIdx.x % 32;
+        registers_up<240>();
+        const int lane = threadIdx.x % 32, length = int(S);
         const int warp_row = int(threadIdx.x) / 32 * 16;  // within the tile: 16 rows a warp, 64 a warpgroup
-        unsigned char* staging =
-            reinterpret_cast<unsigned char*>(shared) + (out_at - shared_address(shared)) + warp_row * 128;
+        const uint32_t staging = out_at + warp_row * 128;
         // exp(scale*s - max) = exp2(factor*s - max'): the factor must be positive for the maximum to be one, so a
         // negative scale changes the sign of Q, and 0 becomes tiny, for -inf * 0 is NaN.
         const float factor = fmaxf(fabsf(scale) * 1.4426950408889634f, 1e-30f);
-        Ring keys, values;
+        float score[KEYS / 8][4], acc[D_ / 8][4], top[2], sum[2], shrink[2];
+        uint32_t prob[KEYS / 16][4], query[D_ / 16][4];
+        Ring keys = {0, 0};
         int q_parity = 0;
 #if TURNS
-        if (group == 0) pass_turn(GROUPS - 1);  // the first turn
+        if (group == 0) pass_turn(1);  // the first turn
 #endif
-#pragma unroll 1
-        while (deal.next(step)) {
-            const int first_row = deal.row_tile * ROWS;
-            const int tiles = ((STATIC_CAUSAL ? min(length, first_row + ROWS) : length) + KEYS - 1) / KEYS;
-            // Tiles that some row of this warpgroup sees; of the others it only hands the buffers and its turn back.
-            const int own = STATIC_CAUSAL ? min(tiles, (first_row + group * 64 + 64 + KEYS - 1) / KEYS) : tiles;
-            float score[KEYS / 8][4], acc[D_ / 8][4], top[2], sum[2], shrink[2];
-            uint32_t prob[KEYS / 16][4];
 
-            barrier_wait(q_full, q_parity);
-            q_parity ^= 1;
-#if QUERY_REGISTERS
-            uint32_t query[D_ / 16][4];
-            load_query(query, q_at + warp_row * 128, scale < 0.f ? 0x80008000u : 0u);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(q_empty);
-#else
-            const uint32_t query = q_at + group * (64 * 128);
-            if (scale < 0.f) {
-                flip_signs(reinterpret_cast<unsigned char*>(shared) + (query - shared_address(shared)), threadIdx.x % 128, 128);
-                group_barrier(group);
-            }
-#endif
+        bool begun = false, more = deal.next();
 #pragma unroll 1
-            for (int tile = tiles - 1; tile >= own; tile--) {
-                take_turn(group);
-                pass_turn(group);
-                // Only after it is full: an arrival one round early would be counted for the round before.
+        while (more) {
+            if (!begun) {
+                // The last key tile, with which a row tile begins: it alone can hold what a row does not see.
+                barrier_wait(q_full, q_parity);
+                q_parity ^= 1;
+                load_query(query, q_at + warp_row * 128, scale);
+                __syncwarp();
+                if (lane == 0) barrier_arrive(q_empty);
                 barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                take_turn(group);
+                multiply_keys(score, query, k_at + keys.stage * TILE_BYTES);
+                pass_turn(group);
+                wgmma_wait<0>();
+                scores_arrived(score);
                 if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
                 keys.advance();
-                barrier_wait(v_full + 8 * values.stage, values.parity);
-                if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
-                values.advance();
+                if (STATIC_CAUSAL || deal.tiles * KEYS > length)
+                    mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
+                softmax<true>(score, factor, top, sum, shrink);
+                to_operand(prob, score);
+                if (OVERLAP && deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
             }
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
-
-            // The last tile, which alone can hold what a row does not see.
-            barrier_wait(k_full + 8 * keys.stage, keys.parity);
-            take_turn(group);
-            multiply_keys(score, query, k_at + keys.stage * TILE_BYTES);
-            pass_turn(group);
-            wgmma_wait<0>();
-            scores_arrived(score);
-            if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
-            keys.advance();
-            if (STATIC_CAUSAL || own * KEYS > length)
-                mask(score, (own - 1) * KEYS, first_row + warp_row + lane / 4, length);
-            softmax<true>(score, factor, top, sum, shrink);
-            to_operand(prob, score);
-
             // Each round multiplies a tile's scores, and meanwhile the values of the tile before by its probabilities.
 #pragma unroll 1
-            for (int tile = own - 2; tile >= 0; tile--) {
-                if (!OVERLAP || tile == own - 2) barrier_wait(k_full + 8 * keys.stage, keys.parity);
-                barrier_wait(v_full + 8 * values.stage, values.parity);  // loaded before these keys
+            for (int tile = deal.tiles - 2; tile >= 0; tile--) {
+                if (!OVERLAP) barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                const Ring values = keys.before();
+                barrier_wait(v_full + 8 * values.stage, values.parity);
                 take_turn(group);
                 multiply_keys(score, query, k_at + keys.stage * TILE_BYTES);
                 multiply_values(acc, prob, v_at + values.stage * TILE_BYTES);
@@ -611,15 +561,14 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
                 keys.advance();
                 const bool moved = softmax<false>(score, factor, top, sum, shrink);
 #if OVERLAP
-                // The compiler would move the wait below up to the maximum, and leave the exponentials to wait for P*V; over
-                // the loop that waits for the next keys it does not.
+                // The compiler would move the wait below up to the maximum, and leave the exponentials to wait for P*V;
+                // over the loop that waits for the next keys it does not.
                 scores_arrived(score);
                 if (tile > 0) barrier_wait(k_full + 8 * keys.stage, keys.parity);
 #endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
-                values.advance();
                 if (!LAZY || __any_sync(0xffffffffu, moved)) {
 #pragma unroll
                     for (int n = 0; n < D_ / 8; n++)
@@ -628,38 +577,49 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
                 }
                 to_operand(prob, score);
             }
-#if !QUERY_REGISTERS
-            if (lane == 0) barrier_arrive(q_empty);
-#endif
-            barrier_wait(v_full + 8 * values.stage, values.parity);
-            multiply_values(acc, prob, v_at + values.stage * TILE_BYTES);
-            wgmma_wait<0>();
-            sums_arrived(acc);
-            if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
-            values.advance();
 
-            // Through this warp's own rows of a staging tile, swizzled, so that stores are whole 16-byte pieces.
-            __syncwarp();
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float total = sum[half];
-                total += __shfl_xor_sync(0xffffffffu, total, 1);
-                total += __shfl_xor_sync(0xffffffffu, total, 2);
-                const float inverse = __fdividef(1.f, total);
-                const int r = lane / 4 + half * 8;
-#pragma unroll
-                for (int n = 0; n < D_ / 8; n++)
-                    *reinterpret_cast<uint32_t*>(staged(staging, r, n) + lane % 4 * 4) =
-                        pack(acc[n][2 * half] * inverse, acc[n][2 * half + 1] * inverse);
+            const float total[2] = {sum[0], sum[1]};
+            const int rows = length - deal.first_row - warp_row;
+            uint4* to = place(out, deal.head, deal.first_row + warp_row, S);
+            const Ring values = keys.before();
+            more = deal.next();
+            begun = CHAINED && more;
+            if (begun) {
+                // The last values go with the first scores of the next row tile.
+                barrier_wait(q_full, q_parity);
+                q_parity ^= 1;
+                load_query(query, q_at + warp_row * 128, scale);
+                __syncwarp();
+                if (lane == 0) barrier_arrive(q_empty);
+                barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                barrier_wait(v_full + 8 * values.stage, values.parity);
+                take_turn(group);
+                multiply_keys(score, query, k_at + keys.stage * TILE_BYTES);
+                multiply_values(acc, prob, v_at + values.stage * TILE_BYTES);
+                pass_turn(group);
+                wgmma_wait<1>();
+                scores_arrived(score);
+                if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
+                keys.advance();
+                if (STATIC_CAUSAL || deal.tiles * KEYS > length)
+                    mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
+                softmax<true>(score, factor, top, sum, shrink);
+#if OVERLAP
+                scores_arrived(score);
+                if (deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
+#endif
+                wgmma_wait<0>();
+                sums_arrived(acc);
+                if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
+                to_operand(prob, score);
+            } else {
+                barrier_wait(v_full + 8 * values.stage, values.parity);
+                multiply_values(acc, prob, v_at + values.stage * TILE_BYTES);
+                wgmma_wait<0>();
+                sums_arrived(acc);
+                if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
             }
-            __syncwarp();
-#pragma unroll 1
-            for (int i = lane; i < 16 * D_ / 8; i += 32) {
-                const int r = i / (D_ / 8), chunk = i % (D_ / 8), at = first_row + warp_row + r;
-                if (at < length)
-                    *reinterpret_cast<uint4*>(out + (int64_t(deal.head) * S + at) * D_ + chunk * 8) =
-                        *reinterpret_cast<const uint4*>(staged(staging, r, chunk));
-            }
+            store_rows(to, staging, acc, total, rows);
         }
     }
 #else
@@ -671,12 +631,13 @@ extern "C" __global__ void __launch_bounds__(128 * ((STATIC_D == 64) * CONSUMERS
 namespace {
 
 constexpr int PITCH = D_ + 8;  // floats: rows of a merged tile start in different banks
-constexpr uint32_t SHARE_BYTES = 2 * TILE_BYTES > 256 * PITCH ? 2 * TILE_BYTES : 256 * PITCH;
+constexpr uint32_t SHARE_BYTES = 2 * TILE_BYTES;  // K and V, then the sums of 64 rows
+static_assert(64 * PITCH * 4 <= SHARE_BYTES, "the sums take the place of K and V");
 
 }  // namespace
 #endif
 
-extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 256 : 512, 1) attention_split(
+extern "C" __global__ void __launch_bounds__(STATIC_D == 128 ? 256 : 512, 1) attention_split(
     scalar_t* out, const scalar_t* q, const scalar_t* k, const scalar_t* v,
     int64_t B, int64_t H, int64_t S, int64_t D, float scale, int causal, void* workspace,
     const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
@@ -685,7 +646,7 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 
     extern __shared__ uint4 shared[];
     const uint32_t q_at = (shared_address(shared) + 1023) / 1024 * 1024;
     const int group = threadIdx.x / 128, lane = threadIdx.x % 32, warp_row = int(threadIdx.x) % 128 / 32 * 16;
-    const uint32_t shares_at = q_at + ROWS * D_ * 2, stats_at = shares_at + SPLITS * SHARE_BYTES;
+    const uint32_t shares_at = q_at + 64 * D_ * 2, stats_at = shares_at + SPLITS * SHARE_BYTES;
     const uint32_t k_at = shares_at + group * SHARE_BYTES, v_at = k_at + TILE_BYTES;
     const uint32_t q_full = stats_at + SPLITS * 512, k_full = q_full + 8 + 16 * group, v_full = k_full + 8;
     unsigned char* shares = reinterpret_cast<unsigned char*>(shared) + (shares_at - shared_address(shared));
@@ -695,19 +656,20 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 
     const int head = int(blockIdx.x) / row_tiles, first_row = int(blockIdx.x) % row_tiles * 64;
     const int tiles = ((STATIC_CAUSAL ? min(length, first_row + 64) : length) + KEYS - 1) / KEYS;
     const bool leader = threadIdx.x % 128 == 0;
+    if (threadIdx.x == 32) tma_prefetch(&k_map), tma_prefetch(&v_map);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 1 + 2 * SPLITS; i++) barrier_init(q_full + 8 * i, 1);
         barrier_fence();
         barrier_expect(q_full, 64 * D_ * 2);
         for (int panel = 0; panel < PANELS; panel++)
-            tma_load(q_at + panel * ROWS * 128, &q_map, panel * 64, first_row, head, q_full);
+            tma_load(q_at + panel * 64 * 128, &q_map, panel * 64, first_row, head, q_full);
     }
     __syncthreads();
     if (leader && group < tiles) {
         barrier_expect(k_full, TILE_BYTES);
-        load_tile<KEYS>(k_at, &k_map, group * KEYS, head, k_full);
+        load_tile(k_at, &k_map, group * KEYS, head, k_full);
         barrier_expect(v_full, TILE_BYTES);
-        load_tile<KEYS>(v_at, &v_map, group * KEYS, head, v_full);
+        load_tile(v_at, &v_map, group * KEYS, head, v_full);
     }
 
     const float factor = fmaxf(fabsf(scale) * 1.4426950408889634f, 1e-30f);
@@ -737,7 +699,7 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 
             group_barrier(group);  // all four warps are done with K
             if (leader) {
                 barrier_expect(k_full, TILE_BYTES);
-                load_tile<KEYS>(k_at, &k_map, (tile + SPLITS) * KEYS, head, k_full);
+                load_tile(k_at, &k_map, (tile + SPLITS) * KEYS, head, k_full);
             }
         }
         if (STATIC_CAUSAL ? tile == tiles - 1 : tile * KEYS + KEYS > length)
@@ -756,7 +718,7 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 
             group_barrier(group);
             if (leader) {
                 barrier_expect(v_full, TILE_BYTES);
-                load_tile<KEYS>(v_at, &v_map, (tile + SPLITS) * KEYS, head, v_full);
+                load_tile(v_at, &v_map, (tile + SPLITS) * KEYS, head, v_full);
             }
         }
     }
@@ -796,7 +758,7 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 || TILE_N == 192 ? 
         }
         const float inverse = __fdividef(1.f, total);
         if (first_row + r < length)
-            *reinterpret_cast<uint4*>(out + (int64_t(head) * S + first_row + r) * D_ + chunk * 8) = make_uint4(
+            place(out, head, first_row + r, S)[chunk] = make_uint4(
                 pack(x[0] * inverse, x[1] * inverse), pack(x[2] * inverse, x[3] * inverse),
                 pack(x[4] * inverse, x[5] * inverse), pack(x[6] * inverse, x[7] * inverse));
     }
