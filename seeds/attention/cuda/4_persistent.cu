@@ -1,11 +1,25 @@
-// 4: Hopper: 3 made persistent, one block to a processor. The producer runs ahead into the next row tile, so that its Q, K and
-// V arrive while the last one is written; consumer warpgroups take turns at the tensor cores, one multiplies while the
-// other is at its softmax; Q lies in registers, which leaves shared memory's bandwidth to K and V; key tiles run from the
-// diagonal down, so that only the first is masked. Causal row tiles are dealt in pairs, long with short, a head's
-// together: its K and V are then read from L2, which 3's order, longest of all heads first, overflows.
-// Where 64-row tiles are too few for the processors, the warpgroups of a block share one: each takes every SPLITS-th key
-// tile, and what they found is merged at the end.
-// Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S.
+// 4: Hopper: 3 made persistent: one block a processor walks over tiles of 128 rows, its producer ahead of it by one.
+//   order     Causal row tiles are dealt in pairs, long with short, those of a head together: every block has as much
+//             to do, and a head's K and V come from L2. With the longest of all heads first, as in 3, this kernel took
+//             1.45 ms in place of 0.93: K and V of 128 heads of 4096 keys, 268 MB, are fetched again for each row tile.
+//   masks     Key tiles run from the diagonal down: only the first of a row tile is masked, and no row sees none of it.
+//   shared    Q lies in registers. From shared memory a 64x128x16 wgmma reads 6 KB in 64 cycles that allow 8 KB; so it
+//             reads 4. Up to 6 % at D = 64, nothing at 128.
+//   overlap   The wait for P*V must come after the exponentials; the compiler moves it up before them unless a loop
+//             stands between: here that waits for the next keys. Packing P before serialises every wgmma of the kernel.
+//   rescaling Sums are only rescaled where a maximum moved by more than 8 powers of two, as in FlashAttention-4: 2-3 %.
+//   turns     Of two consumer warpgroups one issues its products while the other is at its softmax: up to 3 %.
+//   chain     Not causal, D = 64: the last P*V of a row tile goes with the first Q*K of the next. At D = 128 registers
+//             do not suffice; causal, it brought nothing.
+// Polynomials in place of ex2 and three consumer warpgroups lost.
+// Where 64-row tiles are too few for the processors, the warpgroups of a block share one (attention_split): each takes
+// every SPLITS-th key tile, and what they found is merged at the end.
+// Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S. Elsewhere than on Hopper the constraints exclude it.
+//
+// B4 H32 S4096 D128 causal: 550 GFLOP, 0.56 ms at 989 TFLOP/s; 537 MB, 0.16 ms at 3.35 TB/s. At D = 64 a score costs
+// the tensor cores 1/16 of a cycle and ex2 as much: what counts is that they overlap.
+// H100 SXM, cold L2, cuDNN beside it in the same run unless said: that shape 0.864 ms (0.990); B16 H16 S1024 D64
+// bfloat16 0.162 ms (0.167); B4 H16 S2048 D64 causal 0.093 ms (0.104 in another run); B1 H8 S512 D64 0.011 ms (0.014).
 //
 // launch attention: grid(min(sm_count, B*H*cdiv(S, 128))) block(384) smem((256 + 256*(2 + (D == 64)*(STAGES - 2)))*D*2 + 1280) when(SPLIT == 0 or B*H*cdiv(S, 64) > sm_count)
 // launch attention_split: grid(B*H*cdiv(S, 64)) block(128*(6 - D//32)) smem(64*D*2 + (6 - D//32)*512*D + 4096) when(SPLIT and B*H*cdiv(S, 64) <= sm_count)
@@ -22,19 +36,10 @@
 struct scalar_t;  // only ever moved in 16-byte pieces of 8: without the headers of its operators the compiler is faster
 
 #ifndef STAGES
-#define STAGES 3  // tune: 2 3
+#define STAGES 3  // tune: 2 3 4
 #endif
 #ifndef TURNS
 #define TURNS 1  // tune: 0 1
-#endif
-#ifndef LAZY
-#define LAZY 1  // tune: 0 1
-#endif
-#ifndef CHAIN
-#define CHAIN 1  // tune: 0 1
-#endif
-#ifndef OVERLAP
-#define OVERLAP 1  // tune: 0 1
 #endif
 #ifndef SPLIT
 #define SPLIT 1  // tune: 0 1
@@ -50,7 +55,8 @@ namespace {
 constexpr int D_ = STATIC_D;
 constexpr int GROUPS = 2, ROWS = 64 * GROUPS, KEYS = 128;
 constexpr int DEPTH = D_ == 64 ? STAGES : 2;  // at 128 shared memory holds two
-constexpr bool CHAINED = CHAIN && D_ == 64;  // row tiles one into the other: at 128 the registers do not suffice
+constexpr bool CHAINED = D_ == 64 && !STATIC_CAUSAL;
+constexpr float LAG = 8.f;  // powers of two by which a row's maximum may be behind: 16 bits bear that
 constexpr int SPLITS = D_ == 64 ? 4 : 2;
 constexpr int PANELS = D_ / 64;               // tiles lie in panels of 64 columns: 128 bytes, the width of the swizzle
 constexpr uint32_t TILE_BYTES = KEYS * D_ * 2;
@@ -316,7 +322,7 @@ struct Ring {
 };
 
 // One thread's share of two rows: its scores become probabilities relative to the maximum; returns whether what is from
-// before must be multiplied by shrink. LAZY: the maximum may be up to 8 powers of two behind, which 16 bits bear.
+// before must be multiplied by shrink.
 template <bool FIRST>
 __device__ __forceinline__ bool softmax(
     float (&score)[KEYS / 8][4], float factor, float (&top)[2], float (&sum)[2], float (&shrink)[2]) {
@@ -330,7 +336,7 @@ __device__ __forceinline__ bool softmax(
         peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
         peak *= factor;  // kept as the rounded product, so that rounding is the same in every tile's exponent
         if (!FIRST) {
-            if (peak <= top[half] + (LAZY ? 8.f : 0.f)) peak = top[half];
+            if (peak <= top[half] + LAG) peak = top[half];
             shrink[half] = fast_exp2(top[half] - peak);
             moved |= peak != top[half];
         }
@@ -383,7 +389,8 @@ __device__ __forceinline__ void load_query(uint32_t (&fragment)[D_ / 16][4], uin
     for (int n = 0; n < D_ / 16; n++) {
         const uint32_t at = rows + n / 4 * (ROWS * 128) + lane % 16 * 128 + ((n % 4 * 2 + lane / 16) ^ lane % 8) * 16;
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-            : "=r"(fragment[n][0]), "=r"(fragment[n][1]), "=r"(fragment[n][2]), "=r"(fragment[n][3]) : "r"(at) : "memory");
+            : "=r"(fragment[n][0]), "=r"(fragment[n][1]), "=r"(fragment[n][2]), "=r"(fragment[n][3])
+            : "r"(at) : "memory");
 #pragma unroll
         for (int i = 0; i < 4; i++) fragment[n][i] ^= scale < 0.f ? 0x80008000u : 0u;
     }
@@ -485,8 +492,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 for (int tile = deal.tiles - 1; tile >= 0; tile--) {
                     // A fresh barrier counts as having finished a phase of parity 1: the first round passes.
                     barrier_wait(k_empty + 8 * keys.stage, keys.parity ^ 1);
-                    barrier_expect(k_full + 8 * keys.stage, TILE_BYTES);
-                    load_tile(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_full + 8 * keys.stage);
+                    const uint32_t k_here = k_full + 8 * keys.stage, v_here = v_full + 8 * values.stage;
+                    barrier_expect(k_here, TILE_BYTES);
+                    load_tile(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_here);
                     keys.advance();
                     if (tile == deal.tiles - 1) {
                         barrier_wait(q_empty, q_parity ^ 1);
@@ -495,8 +503,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                         load_tile(q_at, &q_map, deal.first_row, deal.head, q_full);
                     }
                     barrier_wait(v_empty + 8 * values.stage, values.parity ^ 1);
-                    barrier_expect(v_full + 8 * values.stage, TILE_BYTES);
-                    load_tile(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_full + 8 * values.stage);
+                    barrier_expect(v_here, TILE_BYTES);
+                    load_tile(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_here);
                     values.advance();
                 }
             }
@@ -539,7 +547,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                     mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
                 softmax<true>(score, factor, top, sum, shrink);
                 to_operand(prob, score);
-                if (OVERLAP && deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                if (deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
             }
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
@@ -548,7 +556,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
             // Each round multiplies a tile's scores, and meanwhile the values of the tile before by its probabilities.
 #pragma unroll 1
             for (int tile = deal.tiles - 2; tile >= 0; tile--) {
-                if (!OVERLAP) barrier_wait(k_full + 8 * keys.stage, keys.parity);
                 const Ring values = keys.before();
                 barrier_wait(v_full + 8 * values.stage, values.parity);
                 take_turn(group);
@@ -560,16 +567,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
                 keys.advance();
                 const bool moved = softmax<false>(score, factor, top, sum, shrink);
-#if OVERLAP
                 // The compiler would move the wait below up to the maximum, and leave the exponentials to wait for P*V;
                 // over the loop that waits for the next keys it does not.
                 scores_arrived(score);
                 if (tile > 0) barrier_wait(k_full + 8 * keys.stage, keys.parity);
-#endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
-                if (!LAZY || __any_sync(0xffffffffu, moved)) {
+                if (__any_sync(0xffffffffu, moved)) {
 #pragma unroll
                     for (int n = 0; n < D_ / 8; n++)
 #pragma unroll
@@ -604,10 +609,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 if (STATIC_CAUSAL || deal.tiles * KEYS > length)
                     mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
                 softmax<true>(score, factor, top, sum, shrink);
-#if OVERLAP
                 scores_arrived(score);
                 if (deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
-#endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
@@ -656,7 +659,6 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 ? 256 : 512, 1) att
     const int head = int(blockIdx.x) / row_tiles, first_row = int(blockIdx.x) % row_tiles * 64;
     const int tiles = ((STATIC_CAUSAL ? min(length, first_row + 64) : length) + KEYS - 1) / KEYS;
     const bool leader = threadIdx.x % 128 == 0;
-    if (threadIdx.x == 32) tma_prefetch(&k_map), tma_prefetch(&v_map);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 1 + 2 * SPLITS; i++) barrier_init(q_full + 8 * i, 1);
         barrier_fence();
@@ -682,7 +684,8 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 ? 256 : 512, 1) att
 
     barrier_wait(q_full, 0);
     if (scale < 0.f) {
-        flip_signs(reinterpret_cast<unsigned char*>(shared) + (q_at - shared_address(shared)), threadIdx.x, 128 * SPLITS);
+        unsigned char* rows = reinterpret_cast<unsigned char*>(shared) + (q_at - shared_address(shared));
+        flip_signs(rows, threadIdx.x, 128 * SPLITS);
         __syncthreads();
     }
     int parity = 0;

@@ -1,6 +1,7 @@
-// 4: Hopper: attention as in the fourth kernel of that task: persistent, or split over the keys where there are few tiles.
-// It writes the joined heads straight into out in the task's dtype, as the eager pair does; the last launch normalises out
-// in place, ROW_THREADS to a row. Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S and H.
+// 4: Hopper: attention as in the fourth kernel of that task: persistent, or split over the keys where tiles are few. It
+// writes the joined heads straight into out in the task's dtype, as the eager pair does; the last launch normalises out
+// in place, ROW_THREADS to a row. Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S and H. Elsewhere than on
+// Hopper the constraints exclude it.
 //
 // launch attention: grid(min(sm_count, B*H*cdiv(S, 128))) block(384) smem((256 + 256*(2 + (D == 64)*(STAGES - 2)))*D*2 + 1280) when(SPLIT == 0 or B*H*cdiv(S, 64) > sm_count)
 // launch attention_split: grid(B*H*cdiv(S, 64)) block(128*(6 - D//32)) smem(64*D*2 + (6 - D//32)*512*D + 4096) when(SPLIT and B*H*cdiv(S, 64) <= sm_count)
@@ -18,19 +19,10 @@
 struct scalar_t;  // only ever moved in 16-byte pieces of 8: without the headers of its operators the compiler is faster
 
 #ifndef STAGES
-#define STAGES 3  // tune: 2 3
+#define STAGES 3  // tune: 2 3 4
 #endif
 #ifndef TURNS
 #define TURNS 1  // tune: 0 1
-#endif
-#ifndef LAZY
-#define LAZY 1  // tune: 0 1
-#endif
-#ifndef CHAIN
-#define CHAIN 1  // tune: 0 1
-#endif
-#ifndef OVERLAP
-#define OVERLAP 1  // tune: 0 1
 #endif
 #ifndef SPLIT
 #define SPLIT 1  // tune: 0 1
@@ -74,7 +66,8 @@ namespace {
 constexpr int D_ = STATIC_D;
 constexpr int GROUPS = 2, ROWS = 64 * GROUPS, KEYS = 128;
 constexpr int DEPTH = D_ == 64 ? STAGES : 2;  // at 128 shared memory holds two
-constexpr bool CHAINED = CHAIN && D_ == 64;  // row tiles one into the other: at 128 the registers do not suffice
+constexpr bool CHAINED = D_ == 64 && !STATIC_CAUSAL;
+constexpr float LAG = 8.f;  // powers of two by which a row's maximum may be behind: 16 bits bear that
 constexpr int SPLITS = D_ == 64 ? 4 : 2;
 constexpr int PANELS = D_ / 64;               // tiles lie in panels of 64 columns: 128 bytes, the width of the swizzle
 constexpr uint32_t TILE_BYTES = KEYS * D_ * 2;
@@ -330,7 +323,7 @@ struct Ring {
 };
 
 // One thread's share of two rows: its scores become probabilities relative to the maximum; returns whether what is from
-// before must be multiplied by shrink. LAZY: the maximum may be up to 8 powers of two behind, which 16 bits bear.
+// before must be multiplied by shrink.
 template <bool FIRST>
 __device__ __forceinline__ bool softmax(
     float (&score)[KEYS / 8][4], float factor, float (&top)[2], float (&sum)[2], float (&shrink)[2]) {
@@ -344,7 +337,7 @@ __device__ __forceinline__ bool softmax(
         peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
         peak *= factor;  // kept as the rounded product, so that rounding is the same in every tile's exponent
         if (!FIRST) {
-            if (peak <= top[half] + (LAZY ? 8.f : 0.f)) peak = top[half];
+            if (peak <= top[half] + LAG) peak = top[half];
             shrink[half] = fast_exp2(top[half] - peak);
             moved |= peak != top[half];
         }
@@ -397,7 +390,8 @@ __device__ __forceinline__ void load_query(uint32_t (&fragment)[D_ / 16][4], uin
     for (int n = 0; n < D_ / 16; n++) {
         const uint32_t at = rows + n / 4 * (ROWS * 128) + lane % 16 * 128 + ((n % 4 * 2 + lane / 16) ^ lane % 8) * 16;
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-            : "=r"(fragment[n][0]), "=r"(fragment[n][1]), "=r"(fragment[n][2]), "=r"(fragment[n][3]) : "r"(at) : "memory");
+            : "=r"(fragment[n][0]), "=r"(fragment[n][1]), "=r"(fragment[n][2]), "=r"(fragment[n][3])
+            : "r"(at) : "memory");
 #pragma unroll
         for (int i = 0; i < 4; i++) fragment[n][i] ^= scale < 0.f ? 0x80008000u : 0u;
     }
@@ -500,8 +494,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 for (int tile = deal.tiles - 1; tile >= 0; tile--) {
                     // A fresh barrier counts as having finished a phase of parity 1: the first round passes.
                     barrier_wait(k_empty + 8 * keys.stage, keys.parity ^ 1);
-                    barrier_expect(k_full + 8 * keys.stage, TILE_BYTES);
-                    load_tile(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_full + 8 * keys.stage);
+                    const uint32_t k_here = k_full + 8 * keys.stage, v_here = v_full + 8 * values.stage;
+                    barrier_expect(k_here, TILE_BYTES);
+                    load_tile(k_at + keys.stage * TILE_BYTES, &k_map, tile * KEYS, deal.head, k_here);
                     keys.advance();
                     if (tile == deal.tiles - 1) {
                         barrier_wait(q_empty, q_parity ^ 1);
@@ -510,8 +505,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                         load_tile(q_at, &q_map, deal.first_row, deal.head, q_full);
                     }
                     barrier_wait(v_empty + 8 * values.stage, values.parity ^ 1);
-                    barrier_expect(v_full + 8 * values.stage, TILE_BYTES);
-                    load_tile(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_full + 8 * values.stage);
+                    barrier_expect(v_here, TILE_BYTES);
+                    load_tile(v_at + values.stage * TILE_BYTES, &v_map, tile * KEYS, deal.head, v_here);
                     values.advance();
                 }
             }
@@ -554,7 +549,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                     mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
                 softmax<true>(score, factor, top, sum, shrink);
                 to_operand(prob, score);
-                if (OVERLAP && deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
+                if (deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
             }
 #pragma unroll
             for (int n = 0; n < D_ / 8; n++)
@@ -563,7 +558,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
             // Each round multiplies a tile's scores, and meanwhile the values of the tile before by its probabilities.
 #pragma unroll 1
             for (int tile = deal.tiles - 2; tile >= 0; tile--) {
-                if (!OVERLAP) barrier_wait(k_full + 8 * keys.stage, keys.parity);
                 const Ring values = keys.before();
                 barrier_wait(v_full + 8 * values.stage, values.parity);
                 take_turn(group);
@@ -575,16 +569,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 if (lane == 0) barrier_arrive(k_empty + 8 * keys.stage);
                 keys.advance();
                 const bool moved = softmax<false>(score, factor, top, sum, shrink);
-#if OVERLAP
                 // The compiler would move the wait below up to the maximum, and leave the exponentials to wait for P*V;
                 // over the loop that waits for the next keys it does not.
                 scores_arrived(score);
                 if (tile > 0) barrier_wait(k_full + 8 * keys.stage, keys.parity);
-#endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
-                if (!LAZY || __any_sync(0xffffffffu, moved)) {
+                if (__any_sync(0xffffffffu, moved)) {
 #pragma unroll
                     for (int n = 0; n < D_ / 8; n++)
 #pragma unroll
@@ -619,10 +611,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention(
                 if (STATIC_CAUSAL || deal.tiles * KEYS > length)
                     mask(score, (deal.tiles - 1) * KEYS, deal.first_row + warp_row + lane / 4, length);
                 softmax<true>(score, factor, top, sum, shrink);
-#if OVERLAP
                 scores_arrived(score);
                 if (deal.tiles > 1) barrier_wait(k_full + 8 * keys.stage, keys.parity);
-#endif
                 wgmma_wait<0>();
                 sums_arrived(acc);
                 if (lane == 0) barrier_arrive(v_empty + 8 * values.stage);
@@ -672,7 +662,6 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 ? 256 : 512, 1) att
     const int head = int(blockIdx.x) / row_tiles, first_row = int(blockIdx.x) % row_tiles * 64;
     const int tiles = ((STATIC_CAUSAL ? min(length, first_row + 64) : length) + KEYS - 1) / KEYS;
     const bool leader = threadIdx.x % 128 == 0;
-    if (threadIdx.x == 32) tma_prefetch(&k_map), tma_prefetch(&v_map);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 1 + 2 * SPLITS; i++) barrier_init(q_full + 8 * i, 1);
         barrier_fence();
@@ -698,7 +687,8 @@ extern "C" __global__ void __launch_bounds__(STATIC_D == 128 ? 256 : 512, 1) att
 
     barrier_wait(q_full, 0);
     if (scale < 0.f) {
-        flip_signs(reinterpret_cast<unsigned char*>(shared) + (q_at - shared_address(shared)), threadIdx.x, 128 * SPLITS);
+        unsigned char* rows = reinterpret_cast<unsigned char*>(shared) + (q_at - shared_address(shared));
+        flip_signs(rows, threadIdx.x, 128 * SPLITS);
         __syncthreads();
     }
     int parity = 0;
