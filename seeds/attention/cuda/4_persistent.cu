@@ -29,11 +29,12 @@
 // static: D causal
 // tune-if: smem_optin > 200000
 #if DTYPE_BFLOAT16
+#include <cuda_bf16.h>
 #define WGMMA_TYPES "bf16.bf16"
 #else
+#include <cuda_fp16.h>
 #define WGMMA_TYPES "f16.f16"
 #endif
-struct scalar_t;  // only ever moved in 16-byte pieces of 8: without the headers of its operators the compiler is faster
 
 #ifndef STAGES
 #define STAGES 3  // tune: 2 3 4
