@@ -300,7 +300,7 @@ def test_kernels_that_do_not_go_into_one_file_say_why(folder: Path) -> None:
         pair.unfused(task, chain, [block, kernels[1]])
 
 
-@pytest.mark.parametrize(("arch", "seeds"), [("sm_80", (1, 0)), ("sm_90a", (2, 1))])
+@pytest.mark.parametrize(("arch", "seeds"), [("sm_80", (1, 0)), ("sm_90a", (2, 1)), ("sm_90a", (3, 1))])
 def test_pair_of_bundled_kernels_compiles_for_gpus(tmp_path: Path, arch: str, seeds: tuple[int, int]) -> None:
     """Kernels with tensor maps, with two launches and with static axes; no GPU has run them."""
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra [cuda]")
@@ -309,10 +309,11 @@ def test_pair_of_bundled_kernels_compiles_for_gpus(tmp_path: Path, arch: str, se
     kernels = [tasks.seeds(piece.task)[at] for piece, at in zip(chain.pieces, seeds, strict=True)]
     unfused = pair.unfused(task, chain, kernels)
     plan = launch_plan.parse(unfused.source, task)
+    own = [launch_plan.parse(kernel.source, piece.task) for kernel, piece in zip(kernels, chain.pieces, strict=True)]
     assert [launch.kernel for launch in plan.launches] == [
-        "part_1_attention",
+        *(f"part_1_{launch.kernel}" for launch in own[0].launches),
         "glue_turned_2_x",
-        *(f"part_2_{launch.kernel}" for launch in launch_plan.parse(kernels[1].source, chain.pieces[1].task).launches),
+        *(f"part_2_{launch.kernel}" for launch in own[1].launches),
     ]
     assert not definition_fault(unfused.source, task, plan)
     with Toolchain(tmp_path / "builds") as toolchain:
