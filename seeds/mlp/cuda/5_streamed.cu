@@ -102,21 +102,20 @@ static __device__ __forceinline__ uint32_t at(int row, int chunk) { return row *
 
 // This block's part of a product: tiles of up to LIMIT rows, for each 16 tokens in turn, and the depth in steps.
 struct Part {
-    int width, depth, parts, groups, steps, tiles;
+    int depth, groups, steps, tiles, share, longer;   // the first `longer` shares have a row more
 
     __device__ __forceinline__ Part(int width, int depth, int tokens, int limit, int step)
-        : width(width), depth(depth), groups((tokens + TOKENS - 1) / TOKENS), steps((depth + step - 1) / step) {
-        const int blocks = gridDim.x;
-        parts = (width + blocks * limit - 1) / (blocks * limit) * blocks;
-        tiles = parts / blocks * groups;
+        : depth(depth), groups((tokens + TOKENS - 1) / TOKENS), steps((depth + step - 1) / step) {
+        const int blocks = gridDim.x, rounds = (width + blocks * limit - 1) / (blocks * limit);
+        tiles = rounds * groups;
+        share = width / (rounds * blocks);
+        longer = width % (rounds * blocks);
     }
     __device__ __forceinline__ int items() const { return tiles * steps; }
     __device__ __forceinline__ int group(int tile) const { return tile % groups; }
-    __device__ __forceinline__ int first(int tile) const { return edge(tile / groups * gridDim.x + blockIdx.x); }
-    __device__ __forceinline__ int rows(int tile) const {
-        return edge(tile / groups * gridDim.x + blockIdx.x + 1) - first(tile);
-    }
-    __device__ __forceinline__ int edge(int part) const { return int(int64_t(part) * width / parts); }
+    __device__ __forceinline__ int number(int tile) const { return tile / groups * gridDim.x + blockIdx.x; }
+    __device__ __forceinline__ int first(int tile) const { return number(tile) * share + min(number(tile), longer); }
+    __device__ __forceinline__ int rows(int tile) const { return share + (number(tile) < longer); }
 
     // Blocks start at different depths: rows are a power of two apart, and so would be all that is read at a time.
     __device__ __forceinline__ int place(int step) const {
