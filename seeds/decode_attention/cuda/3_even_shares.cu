@@ -2,20 +2,24 @@
 // heads, cut wherever it falls; so ragged batches load every SM alike, and there are no waves. Every warp is on its own: it
 // brings its 16 keys and values of a tile through cp.async into a ring of STAGES slots and never waits for another warp
 // but where a head ends. Tensor cores do the products, 16 rows wide however few query heads share a key/value head.
-// Heads that were cut are put together by the block that holds the first cut, after a barrier of the grid.
+// A head that was cut is put together by the blocks that stopped within it, as soon as all of its parts are there: a block
+// clears its flags and arrives at a barrier of the grid before it starts to work, so nobody waits there at the end.
 //
 // At B=16, Hkv=8, L=4096, D=128 in 16 bits, 15/16 filled: 252 MB, 84 us at the 3.0 TB/s of a copy on an H100.
 //
 // Needs D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value head read it more
 // than once. A handful of keys pays for the barrier.
 //
-// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row.
+// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row, then
+// a flag.
 //
-// launch attend: grid(BLOCKS*sm_count) block(32*WARPS) smem(WARPS*64*D*min(STAGES, (smem_optin//BLOCKS - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D)) + WARPS*min(16, H//Hkv)*4*(D + 4)) cooperative
-// workspace: BLOCKS*sm_count*2*16*(D + 2)*4
+// BLOCKS is for an SM, where it has the shared memory.
+//
+// launch attend: grid(max(1, min(BLOCKS, smem_optin//100000))*sm_count) block(32*WARPS) smem(WARPS*64*D*min(STAGES, (smem_optin//max(1, min(BLOCKS, smem_optin//100000)) - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D)) + WARPS*min(16, H//Hkv)*4*(D + 4)) cooperative
+// workspace: max(1, min(BLOCKS, smem_optin//100000))*sm_count*2*(16*(D + 2) + 1)*4
 // static: H Hkv D
 // tune-if: D == 64 or D == 128
-// tune-if: (smem_optin//BLOCKS - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D) >= 2
+// tune-if: (smem_optin//max(1, min(BLOCKS, smem_optin//100000)) - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D) >= 2
 // tune-if: WARPS*BLOCKS <= 8
 #include <cooperative_groups.h>
 #if DTYPE_BFLOAT16
@@ -28,10 +32,13 @@
 #define WARPS 4     // tune: 2 4 8
 #endif
 #ifndef STAGES
-#define STAGES 6    // tune: 2 3 4 6
+#define STAGES 3    // tune: 2 3 4 6
 #endif
 #ifndef BLOCKS
-#define BLOCKS 1    // tune: 1 2
+#define BLOCKS 2    // tune: 1 2
+#endif
+#ifndef EVICT
+#define EVICT 1     // tune: 0 1
 #endif
 
 static constexpr __device__ int least(int a, int b) { return a < b ? a : b; }
@@ -57,7 +64,8 @@ static constexpr int SHARED_BYTES = 166912;
 #else
 static constexpr int SHARED_BYTES = 101376;
 #endif
-static constexpr int DEPTH = least(STAGES, (SHARED_BYTES / BLOCKS - 1024 - MERGED) / (WARPS * SLOT));
+static constexpr int RESIDENT = SHARED_BYTES < 200000 ? 1 : BLOCKS;
+static constexpr int DEPTH = least(STAGES, (SHARED_BYTES / RESIDENT - 1024 - MERGED) / (WARPS * SLOT));
 
 static_assert(sizeof(scalar_t) == 2, "two-byte elements only");
 static_assert(WIDTH == 64 || WIDTH == 128, "D must be 64 or 128");
@@ -93,11 +101,25 @@ static __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], uin
                  : "memory");
 }
 
+// What is read once is the first to leave L2 again, rather than what others may want.
+static __device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 // 16 bytes from global to shared memory, or zeros.
-static __device__ __forceinline__ void copy_async(uint32_t target, const scalar_t* source, bool inside) {
+static __device__ __forceinline__ void copy_async(uint32_t target, const scalar_t* source, bool inside,
+                                                  uint64_t policy) {
+#if EVICT
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(target), "l"(source),
+                 "r"(inside ? 16 : 0), "l"(policy)
+                 : "memory");
+#else
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
                  "r"(inside ? 16 : 0)
                  : "memory");
+#endif
 }
 
 static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -105,6 +127,16 @@ static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_
 template <int PENDING>
 static __device__ __forceinline__ void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ __forceinline__ void release(int* flag) {
+    asm volatile("st.release.gpu.global.b32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
+static __device__ __forceinline__ bool released(const int* flag) {
+    int value;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
 }
 
 static __device__ __forceinline__ float fast_exp2(float x) {
@@ -179,6 +211,7 @@ static __device__ __forceinline__ uint32_t at(int row, int chunk) { return row *
 struct Cache {
     const scalar_t *k_cache, *v_cache;
     int64_t L;
+    uint64_t policy;
 
     // This warp's 16 keys and values of a tile; zeros past the last: those rows are unwritten and possibly NaN.
     __device__ __forceinline__ void fetch(uint32_t slot, const Cursor& cursor) const {
@@ -192,8 +225,8 @@ struct Cache {
             const bool exists = key + i <= cursor.position;
             const int64_t offset = exists ? from + i * WIDTH : 0;
             const uint32_t to = slot + at(row + i, chunk);
-            copy_async(to, k_cache + offset, exists);
-            copy_async(to + SLOT / 2, v_cache + offset, exists);
+            copy_async(to, k_cache + offset, exists, policy);
+            copy_async(to + SLOT / 2, v_cache + offset, exists, policy);
         }
     }
 };
@@ -267,13 +300,17 @@ struct Sums {
 
 // ---------------------------------------------------------------- the kernel
 
-static __device__ __forceinline__ float* partial_sums(void* workspace, int slot) {
-    return static_cast<float*>(workspace) + int64_t(slot) * ROWS * WIDTH;
-}
+// Where the blocks' parts of cut heads meet: two slots a block, for the first head of its share and for the last.
+struct Parts {
+    float* sums;     // [slot][row][WIDTH]
+    float2* stats;   // [slot][row]: maximum and total
+    int* flags;      // [slot]
 
-static __device__ __forceinline__ float2* partial_stats(void* workspace, int slot) {
-    return reinterpret_cast<float2*>(partial_sums(workspace, gridDim.x * 2)) + int64_t(slot) * ROWS;
-}
+    __device__ __forceinline__ explicit Parts(void* workspace)
+        : sums(static_cast<float*>(workspace)),
+          stats(reinterpret_cast<float2*>(sums + gridDim.x * 2 * ROWS * WIDTH)),
+          flags(reinterpret_cast<int*>(stats + gridDim.x * 2 * ROWS)) {}
+};
 
 // The first tile of a block's share; no share is empty but those of blocks that there are no tiles for.
 static __device__ __forceinline__ int64_t share_begin(int64_t tiles, int block) {
@@ -281,7 +318,51 @@ static __device__ __forceinline__ int64_t share_begin(int64_t tiles, int block) 
     return block < sharers ? tiles * block / sharers : tiles;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
+static __device__ __forceinline__ int owner(int64_t tiles, int64_t tile) {
+    const int sharers = int(tiles < gridDim.x ? tiles : gridDim.x);
+    int block = int(tile * sharers / tiles);
+    while (share_begin(tiles, block + 1) <= tile) ++block;
+    return block;
+}
+
+// Puts a row of a cut pair together. Slots: `opening`, then the first ones of `more` blocks from `next` on.
+static __device__ __forceinline__ void combine(scalar_t* out, const Parts& parts, int row, int opening, int next,
+                                               int more, float* scratch) {
+    constexpr int EACH = WIDTH / 32;   // columns of a lane
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float highest = LOWEST;
+    for (int p = lane; p <= more; p += 32)
+        highest = fmaxf(highest, parts.stats[(p ? (next + p - 1) * 2 : opening) * ROWS + row].x);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
+
+    float total = 0.0f, sum[EACH] = {};
+#pragma unroll 4
+    for (int p = warp; p <= more; p += WARPS) {
+        const int at = (p ? (next + p - 1) * 2 : opening) * ROWS + row;
+        const float2 stats = parts.stats[at];
+        const float shrink = fast_exp2(stats.x - highest);
+        total += stats.y * shrink;
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) sum[e] += parts.sums[at * WIDTH + e * 32 + lane] * shrink;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) scratch[warp * (WIDTH + 4) + e * 32 + lane] = sum[e];
+    if (lane == 0) scratch[warp * (WIDTH + 4) + WIDTH] = total;
+    __syncthreads();
+    for (int d = threadIdx.x; d < WIDTH; d += 32 * WARPS) {
+        float numerator = 0.0f, denominator = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            numerator += scratch[w * (WIDTH + 4) + d];
+            denominator += scratch[w * (WIDTH + 4) + WIDTH];
+        }
+        out[d] = scalar_t(numerator / denominator);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
 attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t* v_cache,
        const int32_t* input_pos, int64_t B, int64_t H, int64_t Hkv, int64_t L, int64_t D, float scale,
        void* workspace) {
@@ -290,7 +371,12 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
     const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem)) + warp * DEPTH * SLOT;
     // [warp][row][WIDTH + 4]: the sums, maximum and total
     float* merged = reinterpret_cast<float*>(dynamic_smem + WARPS * DEPTH * SLOT);
-    const Cache cache = {k_cache, v_cache, L};
+    const Cache cache = {k_cache, v_cache, L, read_once()};
+
+    const Parts parts(workspace);
+    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
+    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
+    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
 
     // Every warp counts for itself.
     int count = 0;
@@ -302,7 +388,6 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
     Cursor reading = {input_pos};
     if (items > 0) reading.seek(begin, int(B));
     Cursor writing = reading;
-    const Cursor start = reading;
     int fetched = 0;
 #pragma unroll 1
     for (; fetched < DEPTH - 1; ++fetched) {
@@ -317,7 +402,7 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
     Sums sums;
     sums.clear();
     int first_tile = reading.tile, read_slot = 0, write_slot = DEPTH - 1;
-    bool entered = false;
+    bool entered = false, stopped = false;   // stopped: this block's share ends within a pair
 #pragma unroll 1
     for (int item = 0; item < items; ++item) {
         if (!entered) {
@@ -390,48 +475,35 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
             if (whole) {
                 out[(reading.query_row() + row) * WIDTH + d] = scalar_t(sum / total);
             } else {
-                partial_sums(workspace, slot)[i] = sum;
-                if (d == 0) partial_stats(workspace, slot)[row] = make_float2(highest, total);
+                parts.sums[slot * ROWS * WIDTH + i] = sum;
+                if (d == 0) parts.stats[slot * ROWS + row] = make_float2(highest, total);
             }
         }
         __syncthreads();
+        if (!whole && threadIdx.x == 0) {
+            __threadfence();
+            release(parts.flags + slot);
+        }
         sums.clear();
         entered = false;
+        stopped = !pair_ends;
+        if (stopped) break;
         reading.advance(int(B));
         first_tile = reading.tile;
     }
 
-    cooperative_groups::this_grid().sync();
+    grid.barrier_wait(static_cast<cooperative_groups::grid_group::arrival_token&&>(arrival));
+    if (!stopped) return;
 
-    // The first block that begins inside a pair puts it together.
-    if (items == 0 || start.tile == 0) return;
-    const int64_t pair_begin = begin - start.tile, pair_end = pair_begin + start.tiles;
-    int before = blockIdx.x - 1;
-    if (share_begin(all, before) > pair_begin) return;
-    int after = blockIdx.x;   // the last with a share of it
-    while (share_begin(all, after + 1) < pair_end) ++after;
-    const int opening = before * 2 + (share_begin(all, before) < pair_begin);   // what the pair is not the first of there
-    const int rows = least(ROWS, SHARING - start.first_head());
+    // The pair lies in blocks `before` to `after`; all but the last of them stopped within it and take its rows in turn.
+    const int64_t pair_begin = begin + items - 1 - reading.tile;
+    const int before = owner(all, pair_begin), after = owner(all, pair_begin + reading.tiles - 1);
+    const int opening = before * 2 + (share_begin(all, before) < pair_begin);
+    for (int p = threadIdx.x; p <= after - before; p += 32 * WARPS)
+        while (!released(parts.flags + (p ? (before + p) * 2 : opening))) {}
+    __syncthreads();
+    const int rows = least(ROWS, SHARING - reading.first_head());
 #pragma unroll 1
-    for (int i = threadIdx.x * 4; i < rows * WIDTH; i += 32 * WARPS * 4) {
-        const int row = i / WIDTH;
-        float highest = partial_stats(workspace, opening)[row].x;
-#pragma unroll 4
-        for (int block = before + 1; block <= after; ++block)
-            highest = fmaxf(highest, partial_stats(workspace, block * 2)[row].x);
-        float total = 0.0f;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-        for (int block = before; block <= after; ++block) {
-            const int slot = block == before ? opening : block * 2;
-            const float2 stats = partial_stats(workspace, slot)[row];
-            const float4 part = *reinterpret_cast<const float4*>(partial_sums(workspace, slot) + i);
-            const float shrink = fast_exp2(stats.x - highest);
-            total += stats.y * shrink;
-            sum = make_float4(sum.x + part.x * shrink, sum.y + part.y * shrink, sum.z + part.z * shrink,
-                              sum.w + part.w * shrink);
-        }
-        *reinterpret_cast<uint2*>(out + start.query_row() * WIDTH + i) =
-            make_uint2(packed(sum.x / total, sum.y / total), packed(sum.z / total, sum.w / total));
-    }
+    for (int row = blockIdx.x - before; row < rows; row += after - before)
+        combine(out + (reading.query_row() + row) * WIDTH, parts, row, opening, before + 1, after - before, merged);
 }
