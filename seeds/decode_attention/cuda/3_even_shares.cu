@@ -29,10 +29,10 @@
 #endif
 
 #ifndef WARPS
-#define WARPS 4     // tune: 2 4 8
+#define WARPS 4     // tune: 4 8
 #endif
 #ifndef STAGES
-#define STAGES 3    // tune: 2 3 4 6
+#define STAGES 3    // tune: 2 3 6
 #endif
 #ifndef BLOCKS
 #define BLOCKS 2    // tune: 1 2

@@ -13,13 +13,13 @@
 #endif
 
 #ifndef STAGES
-#define STAGES 8      // tune: 3 4 6 8 9
+#define STAGES 8      // tune: 4 6 8 9
 #endif
 #ifndef SPREAD
 #define SPREAD 1      // tune: 0 1
 #endif
 #ifndef PREFETCH
-#define PREFETCH 128  // tune: 64 128 256
+#define PREFETCH 128  // tune: 128 256
 #endif
 #ifndef EVICT
 #define EVICT 1       // tune: 0 1
