@@ -1,0 +1,517 @@
+// 3: even shares: as many blocks as the GPU holds, each with an equal run of the 16*WARPS-key tiles of all sequences and
+// heads, cut wherever it falls; so ragged batches load every SM alike, and there are no waves. Every warp is on its own: it
+// brings its 16 keys and values of a tile through cp.async into a ring of STAGES slots and never waits for another warp
+// but where a head ends. Tensor cores do the products, 16 rows wide however few query heads share a key/value head.
+// A head that was cut is put together by the blocks that stopped within it, as soon as all of its parts are there: a block
+// clears its flags and arrives at a barrier of the grid before it starts to work, so nobody waits there at the end.
+//
+// At B=16, Hkv=8, L=4096, D=128 in 16 bits, 15/16 filled: 252 MB, 84 us at the 3.0 TB/s of a copy on an H100.
+//
+// Needs D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value head read it more
+// than once. A handful of keys pays for the barrier.
+//
+// The new row is taken from k_new and v_new, never from the cache: only one block writes it there, and nobody reads it.
+//
+// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row, then
+// a flag.
+//
+// BLOCKS is for an SM, where it has the shared memory.
+//
+// launch attend: grid(max(1, min(BLOCKS, smem_optin//100000))*sm_count) block(32*WARPS) smem(WARPS*64*D*min(STAGES, (smem_optin//max(1, min(BLOCKS, smem_optin//100000)) - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D)) + WARPS*min(16, H//Hkv)*4*(D + 4)) cooperative
+// workspace: max(1, min(BLOCKS, smem_optin//100000))*sm_count*2*(16*(D + 2) + 1)*4
+// static: H Hkv D
+// tune-if: D == 64 or D == 128
+// tune-if: (smem_optin//max(1, min(BLOCKS, smem_optin//100000)) - 1024 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D) >= 2
+// tune-if: WARPS*BLOCKS <= 8
+#include <cooperative_groups.h>
+#if DTYPE_BFLOAT16
+#include <cuda_bf16.h>
+#else
+#include <cuda_fp16.h>
+#endif
+
+#ifndef WARPS
+#define WARPS 4     // tune: 4 8
+#endif
+#ifndef STAGES
+#define STAGES 3    // tune: 2 3 6
+#endif
+#ifndef BLOCKS
+#define BLOCKS 2    // tune: 1 2
+#endif
+#ifndef EVICT
+#define EVICT 1     // tune: 0 1
+#endif
+
+static constexpr __device__ int least(int a, int b) { return a < b ? a : b; }
+
+static constexpr int WIDTH = STATIC_D;
+static constexpr int SHARING = STATIC_H / STATIC_HKV;     // query heads per key/value head
+static constexpr int ROWS = 16;                           // of them at a time; a row of the products each
+static constexpr int GROUPS = (SHARING + ROWS - 1) / ROWS;
+static constexpr int PAIRS = STATIC_HKV * GROUPS;         // of a sequence: what its keys are read for
+static constexpr int TILE = 16 * WARPS;                   // keys
+static constexpr int CHUNKS = WIDTH / 8;                  // of 16 bytes, per key
+static constexpr int SLOT = 2 * 16 * WIDTH * 2;           // bytes: a warp's keys, then its values
+static constexpr int SHARED_ROWS = least(ROWS, SHARING);
+static constexpr int MERGED = WARPS * SHARED_ROWS * (WIDTH + 4) * 4;   // bytes: where the warps' results meet
+static constexpr float LOWEST = -3.0e38f;                 // finite, so that its difference to itself is 0
+static constexpr float LOG2_E = 1.4426950408889634f;
+
+// What a block may have, as smem_optin of the launch plan says it.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+static constexpr int SHARED_BYTES = 232448;
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+static constexpr int SHARED_BYTES = 166912;
+#else
+static constexpr int SHARED_BYTES = 101376;
+#endif
+static constexpr int RESIDENT = SHARED_BYTES < 200000 ? 1 : BLOCKS;
+static constexpr int DEPTH = least(STAGES, (SHARED_BYTES / RESIDENT - 1024 - MERGED) / (WARPS * SLOT));
+
+static_assert(sizeof(scalar_t) == 2, "two-byte elements only");
+static_assert(WIDTH == 64 || WIDTH == 128, "D must be 64 or 128");
+static_assert(DEPTH >= 2, "two slots at least");
+
+// ---------------------------------------------------------------- instructions
+
+static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if DTYPE_BFLOAT16
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+static __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// What is read once is the first to leave L2 again, rather than what others may want.
+static __device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// 16 bytes from global to shared memory, or zeros.
+static __device__ __forceinline__ void copy_async(uint32_t target, const scalar_t* source, bool inside,
+                                                  uint64_t policy) {
+#if EVICT
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(target), "l"(source),
+                 "r"(inside ? 16 : 0), "l"(policy)
+                 : "memory");
+#else
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING>
+static __device__ __forceinline__ void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ __forceinline__ void release(int* flag) {
+    asm volatile("st.release.gpu.global.b32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
+static __device__ __forceinline__ bool released(const int* flag) {
+    int value;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+
+static __device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+static __device__ __forceinline__ uint32_t packed(float low, float high) {
+#if DTYPE_BFLOAT16
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+#else
+    __half2 pair = __floats2half2_rn(low, high);
+#endif
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// ---------------------------------------------------------------- shares
+
+// A tile of a pair (key/value head and group of query heads) of a sequence.
+struct Cursor {
+    const int32_t* input_pos;
+    int sequence, pair, tile, tiles, position;
+
+    __device__ __forceinline__ void enter(int b) {
+        sequence = b;
+        position = input_pos[b];
+        tiles = position / TILE + 1;
+    }
+
+    // To tile `index` of all; the lanes of a warp look at 32 sequences at a time.
+    __device__ __forceinline__ void seek(int64_t index, int B) {
+        const int lane = threadIdx.x % 32;
+        for (int base = 0;; base += 32) {
+            const int own = base + lane < B ? PAIRS * (input_pos[base + lane] / TILE + 1) : 0;
+            int upto = own;
+#pragma unroll
+            for (int offset = 1; offset < 32; offset *= 2) {
+                const int other = __shfl_up_sync(~0u, upto, offset);
+                if (lane >= offset) upto += other;
+            }
+            const int passed = __popc(__ballot_sync(~0u, index >= upto));
+            if (passed == 32) {
+                index -= __shfl_sync(~0u, upto, 31);
+                continue;
+            }
+            index -= __shfl_sync(~0u, upto - own, passed);
+            enter(base + passed);
+            pair = int(index) / tiles;
+            tile = int(index) % tiles;
+            return;
+        }
+    }
+
+    // To the tile after this one; B is the number of sequences.
+    __device__ __forceinline__ void advance(int B) {
+        if (++tile < tiles) return;
+        tile = 0;
+        if (++pair < PAIRS) return;
+        pair = 0;
+        if (sequence + 1 < B) enter(sequence + 1);
+    }
+
+    __device__ __forceinline__ int64_t kv_row() const { return int64_t(sequence) * STATIC_HKV + pair / GROUPS; }
+    __device__ __forceinline__ int first_head() const { return pair % GROUPS * ROWS; }
+    __device__ __forceinline__ int64_t query_row() const { return kv_row() * SHARING + first_head(); }
+};
+
+// 16-byte chunks of a row are permuted so that the 8 rows that one ldmatrix reads fall into different banks.
+static __device__ __forceinline__ uint32_t at(int row, int chunk) { return row * WIDTH * 2 + (chunk ^ row % 8) * 16; }
+
+struct Cache {
+    const scalar_t *k_cache, *v_cache, *k_new, *v_new;
+    int64_t L;
+    uint64_t policy;
+
+    // This warp's 16 keys and values of a tile; zeros past the last: those rows are unwritten and possibly NaN.
+    __device__ __forceinline__ void fetch(uint32_t slot, const Cursor& cursor) const {
+        constexpr int STEP = 32 / CHUNKS;
+        const int chunk = threadIdx.x % CHUNKS, row = threadIdx.x % 32 / CHUNKS;
+        const int key = cursor.tile * TILE + threadIdx.x / 32 * 16 + row;
+        const int64_t pair = cursor.kv_row();
+        const int64_t from = (pair * L + key) * WIDTH + chunk * 8, fresh = pair * WIDTH + chunk * 8;
+#pragma unroll
+        for (int i = 0; i < 16; i += STEP) {
+            const bool exists = key + i <= cursor.position, is_new = key + i == cursor.position;
+            const int64_t offset = exists ? from + i * WIDTH : 0;
+            const uint32_t to = slot + at(row + i, chunk);
+            copy_async(to, is_new ? k_new + fresh : k_cache + offset, exists, policy);
+            copy_async(to + SLOT / 2, is_new ? v_new + fresh : v_cache + offset, exists, policy);
+        }
+    }
+};
+
+// ---------------------------------------------------------------- a warp's attention over its keys of a head
+
+// Rows are query heads; a lane holds of rows lane / 4 and 8 below it two columns of every 8.
+struct Sums {
+    float highest[2], total[2], sum[WIDTH / 8][4];
+
+    __device__ __forceinline__ void clear() {
+        highest[0] = highest[1] = LOWEST;
+        total[0] = total[1] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < WIDTH / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sum[n][e] = 0.0f;
+    }
+
+    // `left` of the 16 keys exist: at least none.
+    __device__ __forceinline__ void add(uint32_t slot, const uint32_t (&query)[WIDTH / 16][4], int left, float factor) {
+        const int lane = threadIdx.x % 32;
+        float score[2][4] = {}, odd[2][4] = {};   // two chains each: a product waits for the one before it
+#pragma unroll
+        for (int k = 0; k < WIDTH / 16; ++k) {
+            uint32_t key[4];
+            ldmatrix(key, slot + at(lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+#pragma unroll
+            for (int n = 0; n < 2; ++n) mma(k % 2 ? odd[n] : score[n], query[k], key[n * 2], key[n * 2 + 1]);
+        }
+
+        float maximum[2] = {highest[0], highest[1]};
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = n * 8 + lane % 4 * 2 + e % 2;
+                score[n][e] = column < left ? (score[n][e] + odd[n][e]) * factor : LOWEST;
+                maximum[e / 2] = fmaxf(maximum[e / 2], score[n][e]);
+            }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(~0u, maximum[half], 1));
+            maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(~0u, maximum[half], 2));
+            const float shrink = fast_exp2(highest[half] - maximum[half]);
+            highest[half] = maximum[half];
+            total[half] *= shrink;
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; ++n) sum[n][half * 2] *= shrink, sum[n][half * 2 + 1] *= shrink;
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = n * 8 + lane % 4 * 2 + e % 2;
+                score[n][e] = column < left ? fast_exp2(score[n][e] - highest[e / 2]) : 0.0f;
+                total[e / 2] += score[n][e];
+            }
+
+        const uint32_t weight[4] = {packed(score[0][0], score[0][1]), packed(score[0][2], score[0][3]),
+                                    packed(score[1][0], score[1][1]), packed(score[1][2], score[1][3])};
+#pragma unroll
+        for (int n = 0; n < WIDTH / 16; ++n) {
+            uint32_t value[4];
+            ldmatrix_transposed(value, slot + SLOT / 2 + at(lane % 16, n * 2 + lane / 16));
+            mma(sum[n * 2], weight, value[0], value[1]);
+            mma(sum[n * 2 + 1], weight, value[2], value[3]);
+        }
+    }
+};
+
+// ---------------------------------------------------------------- the kernel
+
+// Where the blocks' parts of cut heads meet: two slots a block, for the first head of its share and for the last.
+struct Parts {
+    float* sums;     // [slot][row][WIDTH]
+    float2* stats;   // [slot][row]: maximum and total
+    int* flags;      // [slot]
+
+    __device__ __forceinline__ explicit Parts(void* workspace)
+        : sums(static_cast<float*>(workspace)),
+          stats(reinterpret_cast<float2*>(sums + gridDim.x * 2 * ROWS * WIDTH)),
+          flags(reinterpret_cast<int*>(stats + gridDim.x * 2 * ROWS)) {}
+};
+
+// The first tile of a block's share; no share is empty but those of blocks that there are no tiles for.
+static __device__ __forceinline__ int64_t share_begin(int64_t tiles, int block) {
+    const int sharers = int(tiles < gridDim.x ? tiles : gridDim.x);
+    return block < sharers ? tiles * block / sharers : tiles;
+}
+
+static __device__ __forceinline__ int owner(int64_t tiles, int64_t tile) {
+    const int sharers = int(tiles < gridDim.x ? tiles : gridDim.x);
+    int block = int(tile * sharers / tiles);
+    while (share_begin(tiles, block + 1) <= tile) ++block;
+    return block;
+}
+
+// Puts a row of a cut pair together. Slots: `opening`, then the first ones of `more` blocks from `next` on.
+static __device__ __forceinline__ void combine(scalar_t* out, const Parts& parts, int row, int opening, int next,
+                                               int more, float* scratch) {
+    constexpr int EACH = WIDTH / 32;   // columns of a lane
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float highest = LOWEST;
+    for (int p = lane; p <= more; p += 32)
+        highest = fmaxf(highest, parts.stats[(p ? (next + p - 1) * 2 : opening) * ROWS + row].x);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
+
+    float total = 0.0f, sum[EACH] = {};
+#pragma unroll 4
+    for (int p = warp; p <= more; p += WARPS) {
+        const int at = (p ? (next + p - 1) * 2 : opening) * ROWS + row;
+        const float2 stats = parts.stats[at];
+        const float shrink = fast_exp2(stats.x - highest);
+        total += stats.y * shrink;
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) sum[e] += parts.sums[at * WIDTH + e * 32 + lane] * shrink;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) scratch[warp * (WIDTH + 4) + e * 32 + lane] = sum[e];
+    if (lane == 0) scratch[warp * (WIDTH + 4) + WIDTH] = total;
+    __syncthreads();
+    for (int d = threadIdx.x; d < WIDTH; d += 32 * WARPS) {
+        float numerator = 0.0f, denominator = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            numerator += scratch[w * (WIDTH + 4) + d];
+            denominator += scratch[w * (WIDTH + 4) + WIDTH];
+        }
+        out[d] = scalar_t(numerator / denominator);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
+attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, const scalar_t* k_new,
+       const scalar_t* v_new, const int32_t* input_pos, int64_t B, int64_t H, int64_t Hkv, int64_t L, int64_t D,
+       float scale, void* workspace) {
+    extern __shared__ __align__(128) unsigned char dynamic_smem[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem)) + warp * DEPTH * SLOT;
+    // [warp][row][WIDTH + 4]: the sums, maximum and total
+    float* merged = reinterpret_cast<float*>(dynamic_smem + WARPS * DEPTH * SLOT);
+    const Cache cache = {k_cache, v_cache, k_new, v_new, L, read_once()};
+
+    const Parts parts(workspace);
+    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
+    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
+    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
+
+    // Every warp counts for itself.
+    int count = 0;
+    for (int b = lane; b < B; b += 32) count += input_pos[b] / TILE + 1;
+    const int64_t all = int64_t(PAIRS) * __reduce_add_sync(~0u, count);
+    const int64_t begin = share_begin(all, blockIdx.x);
+    const int items = int(share_begin(all, blockIdx.x + 1) - begin);
+
+    Cursor reading = {input_pos};
+    if (items > 0) reading.seek(begin, int(B));
+    Cursor writing = reading;
+    int fetched = 0;
+#pragma unroll 1
+    for (; fetched < DEPTH - 1; ++fetched) {
+        if (fetched < items) {
+            cache.fetch(ring + fetched * SLOT, writing);
+            writing.advance(int(B));
+        }
+        commit();   // an empty group keeps the count
+    }
+
+    uint32_t query[WIDTH / 16][4];
+    Sums sums;
+    sums.clear();
+    int first_tile = reading.tile, read_slot = 0, write_slot = DEPTH - 1;
+    bool entered = false, stopped = false;   // stopped: this block's share ends within a pair
+#pragma unroll 1
+    for (int item = 0; item < items; ++item) {
+        if (!entered) {
+            const scalar_t* rows = q + reading.query_row() * WIDTH;
+#pragma unroll
+            for (int k = 0; k < WIDTH / 16; ++k)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int row = lane / 4 + e % 2 * 8, column = k * 16 + e / 2 * 8 + lane % 4 * 2;
+                    query[k][e] = reading.first_head() + row < SHARING
+                                      ? *reinterpret_cast<const uint32_t*>(rows + row * WIDTH + column)
+                                      : 0;
+                }
+            entered = true;
+        }
+
+        wait<DEPTH - 2>();
+        __syncwarp();   // this slot has landed for all lanes, and all have left the one that is fetched next
+        if (fetched < items) {
+            cache.fetch(ring + write_slot * SLOT, writing);
+            writing.advance(int(B));
+            ++fetched;
+        }
+        commit();
+        write_slot = write_slot == DEPTH - 1 ? 0 : write_slot + 1;
+
+        const int left = reading.position + 1 - reading.tile * TILE - warp * 16;
+        if (left > 0) sums.add(ring + read_slot * SLOT, query, left, scale * LOG2_E);
+        read_slot = read_slot == DEPTH - 1 ? 0 : read_slot + 1;
+
+        const bool pair_ends = reading.tile + 1 == reading.tiles;
+        if (pair_ends && reading.first_head() == 0 && threadIdx.x < CHUNKS) {
+            const int64_t from = reading.kv_row() * WIDTH + threadIdx.x * 8;
+            const int64_t to = (reading.kv_row() * L + reading.position) * WIDTH + threadIdx.x * 8;
+            *reinterpret_cast<uint4*>(k_cache + to) = *reinterpret_cast<const uint4*>(k_new + from);
+            *reinterpret_cast<uint4*>(v_cache + to) = *reinterpret_cast<const uint4*>(v_new + from);
+        }
+        if (!pair_ends && item + 1 < items) {
+            reading.advance(int(B));
+            continue;
+        }
+
+        // The pair ends, or this block's share of it: the warps' results are put together.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            sums.total[half] += __shfl_xor_sync(~0u, sums.total[half], 1);
+            sums.total[half] += __shfl_xor_sync(~0u, sums.total[half], 2);
+            const int row = lane / 4 + half * 8;
+            if (row < SHARING) {
+                float* to = merged + (warp * SHARED_ROWS + row) * (WIDTH + 4);
+#pragma unroll
+                for (int n = 0; n < WIDTH / 8; ++n)
+                    *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) =
+                        make_float2(sums.sum[n][half * 2], sums.sum[n][half * 2 + 1]);
+                if (lane % 4 == 0)
+                    *reinterpret_cast<float2*>(to + WIDTH) = make_float2(sums.highest[half], sums.total[half]);
+            }
+        }
+        __syncthreads();
+        const bool whole = first_tile == 0 && pair_ends;
+        const int slot = blockIdx.x * 2 + (item + 1 - (reading.tile - first_tile + 1) > 0);   // not the first of this block
+        const int rows = least(ROWS, SHARING - reading.first_head());
+#pragma unroll 1
+        for (int i = threadIdx.x; i < rows * WIDTH; i += 32 * WARPS) {
+            const int row = i / WIDTH, d = i % WIDTH;
+            const float* from = merged + row * (WIDTH + 4);
+            float highest = LOWEST, total = 0.0f, sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) highest = fmaxf(highest, from[w * SHARED_ROWS * (WIDTH + 4) + WIDTH]);
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                const float shrink = fast_exp2(from[w * SHARED_ROWS * (WIDTH + 4) + WIDTH] - highest);
+                total += from[w * SHARED_ROWS * (WIDTH + 4) + WIDTH + 1] * shrink;
+                sum += from[w * SHARED_ROWS * (WIDTH + 4) + d] * shrink;
+            }
+            if (whole) {
+                out[(reading.query_row() + row) * WIDTH + d] = scalar_t(sum / total);
+            } else {
+                parts.sums[slot * ROWS * WIDTH + i] = sum;
+                if (d == 0) parts.stats[slot * ROWS + row] = make_float2(highest, total);
+            }
+        }
+        __syncthreads();
+        if (!whole && threadIdx.x == 0) {
+            __threadfence();
+            release(parts.flags + slot);
+        }
+        sums.clear();
+        entered = false;
+        stopped = !pair_ends;
+        if (stopped) break;
+        reading.advance(int(B));
+        first_tile = reading.tile;
+    }
+
+    grid.barrier_wait(static_cast<cooperative_groups::grid_group::arrival_token&&>(arrival));
+    if (!stopped) return;
+
+    // The pair lies in blocks `before` to `after`; all but the last of them stopped within it and take its rows in turn.
+    const int64_t pair_begin = begin + items - 1 - reading.tile;
+    const int before = owner(all, pair_begin), after = owner(all, pair_begin + reading.tiles - 1);
+    const int opening = before * 2 + (share_begin(all, before) < pair_begin);
+    for (int p = threadIdx.x; p <= after - before; p += 32 * WARPS)
+        while (!released(parts.flags + (p ? (before + p) * 2 : opening))) {}
+    __syncthreads();
+    const int rows = least(ROWS, SHARING - reading.first_head());
+#pragma unroll 1
+    for (int row = blockIdx.x - before; row < rows; row += after - before)
+        combine(out + (reading.query_row() + row) * WIDTH, parts, row, opening, before + 1, after - before, merged);
+}
