@@ -21,7 +21,7 @@ from sandbox.errors import BadInput
 from sandbox.judge import Judge
 from sandbox.launch import Sandbox
 
-TRIED = 3
+TRIED = 2
 """Candidates for each shape: those that are fastest on the nearest of the task's workloads."""
 WRONG = ("Incorrect", "Cheated")
 
@@ -181,10 +181,10 @@ def _proof(shape: Workload, judged: Sequence[Judged]) -> Proof:
     ratio = {name: b.median_ms / timing.candidate.median_ms for name, b in timing.baselines.items()}
     if ratio["eager"] < 1:
         return Proof(
-            workload=shape, why=f"PyTorch keeps it: {candidate.id[:12]} is {ratio['eager']:.2f} times as fast as eager"
+            workload=shape, why=f"PyTorch keeps it: {candidate.id[:12]} is {ratio['eager']:.3f} times as fast as eager"
         )
     best = faster(timing)
-    why = f"layers keep PyTorch's {best}: the kernel is {ratio[best]:.2f} times as fast" if best else ""
+    why = f"layers keep PyTorch's {best}: the kernel is {ratio[best]:.3f} times as fast" if best else ""
     return Proof(workload=shape, candidate=candidate, judgement=judgement, why=why)
 
 

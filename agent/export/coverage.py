@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Target, Task, Workload
 from sandbox.errors import BadInput
@@ -282,12 +283,14 @@ class _Builds:
     def _elsewhere(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
         """Cubins for the other architectures and PTX, and the architectures for which there is none."""
         source, images, missing = self.winner.candidate.source, [], {}
-        for arch in other_arches(self.plan, self.device.arch):
-            try:
-                artifact = self.toolchain.build(source, "cuda", definitions, arch)
-                images.append(Image(arch=arch, artifact=artifact, judged=False))
-            except CompileFailed as exc:
-                missing[arch] = _first_error(exc)
+        archs = other_arches(self.plan, self.device.arch)
+        with ThreadPoolExecutor(len(ARCHES)) as pool:
+            built = list(pool.map(lambda arch: _built(self.toolchain, source, definitions, arch), archs))
+        for arch, found in zip(archs, built, strict=True):
+            if isinstance(found, CompileFailed):
+                missing[arch] = _first_error(found)
+            else:
+                images.append(Image(arch=arch, artifact=found, judged=False))
         # The PTX of an `a` variant runs nowhere else.
         portable = [arch for arch in (self.device.arch, *(i.arch for i in images)) if arch[-1].isdigit()]
         if portable:
@@ -295,6 +298,13 @@ class _Builds:
             artifact = self.toolchain.ptx(source, definitions, lowest)
             images.append(Image(arch=lowest.replace("sm_", "compute_"), artifact=artifact, judged=False))
         return images, missing
+
+
+def _built(toolchain: Toolchain, source: str, definitions: dict[str, str], arch: str) -> Artifact | CompileFailed:
+    try:
+        return toolchain.build(source, "cuda", definitions, arch)
+    except CompileFailed as exc:
+        return exc
 
 
 def levels(device: Device) -> tuple[str, ...]:
