@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def chosen(archive: Archive, toy: Task, *further: Shape) -> Chosen:
     return exporting.choose(archive, "cpu", [str(toy.folder)], (), further, "local", lambda text: None)
 
 
+@pytest.mark.slow
 def test_the_judge_decides_who_serves_a_shape_and_is_asked_once(archive: Archive, toy: Task) -> None:
     right = won(archive, toy, (toy.folder / "cpu" / "1_plain.cpp").read_text(), 0.5)
     wrong = won(archive, toy, FASTEST, 0.1)
@@ -123,6 +126,28 @@ def test_the_fastest_that_passed_serves_and_what_eager_beats_is_kept(archive: Ar
         "N6 float32": f"PyTorch keeps it: {fast.id[:12]} is 0.625 times as fast as eager",
         "N7 float32": "layers keep PyTorch's library:add: the kernel is 0.500 times as fast",
     }
+
+
+def test_the_command_takes_shapes_from_flags_and_a_file(archive: Archive, toy: Task, tmp_path: Path) -> None:
+    known = won(archive, toy, (toy.folder / "cpu" / "1_plain.cpp").read_text(), 0.5)
+    for n, ms in ((5, 0.5), (6, 1.5)):
+        recorded(archive, toy.on(workload(N=n)), known, timed(f"N{n} float32", ms))
+    (tmp_path / "shapes.toml").write_text("[[toy]]\nN = 6\n")
+
+    def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agent", "export", "--archive", str(tmp_path / "archive.db"), "--json"]
+        own = ("--task", str(toy.folder), "--target", "cpu", "--source-only", "--shapes", str(tmp_path / "shapes.toml"))
+        variables = {**os.environ, "PYTHONPATH": str(tasks.bundled().parent), "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run([*command, *own, *arguments], capture_output=True, text=True, env=variables, check=False)
+
+    done = export("--shape", "toy:N=5")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert "N5 float32" in {award["workload"] for award in said["awards"]}
+    assert [remark["workload"] for remark in said["remarks"]] == ["N6 float32"]
+    refused = export("--shape", "toy:M=5")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--shape toy:M=5: task 'toy' has no axis or scalar 'M'; it has N, dtype" in refused.stderr
 
 
 def test_who_is_wrong_inside_the_region_wins_nothing(archive: Archive, toy: Task) -> None:
