@@ -8,19 +8,22 @@ from __future__ import annotations
 import keyword
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from agent import compose, fusion, steps, tasks
+from agent import compose, fusion, proving, shapes, steps, tasks
 from agent.compose import Part, Winner
 from agent.export import hub as hubs
 from agent.export import wheel as wheels
+from agent.proving import Proof
+from agent.shapes import Shape
 from agent.steps import Judged, Winners
 from archive import Archive, standing
 from sandbox import devices, statistics
-from sandbox.contract import JUDGE_VERSION, Device, Interval, Passed, Record, Target, Task
+from sandbox.contract import JUDGE_VERSION, Device, Interval, Passed, Record, Target, Task, Workload
 from sandbox.errors import BadInput, TaskError
+from sandbox.launch import Sandbox
 from sandbox.toolchain import Toolchain
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -48,6 +51,15 @@ class Award(Record):
         return "; ".join(part for part in ("" if self.confirmed else "not confirmed", version) if part)
 
 
+class Remark(Record):
+    """What is to be known of a further shape: PyTorch keeps it, or has something faster."""
+
+    task: str
+    workload: str
+    device: str
+    text: str
+
+
 class Exported(Record):
     """What was written."""
 
@@ -59,6 +71,7 @@ class Exported(Record):
     hub: Path | None = None
     """Folder in the layout of Hugging Face's kernels."""
     awards: tuple[Award, ...]
+    remarks: tuple[Remark, ...] = ()
     left_out: dict[str, str] = {}
     ok: bool | None = None
     """Whether the wheel's own `verify` passed on this machine; None where it was not asked."""
@@ -70,6 +83,7 @@ class Chosen(Record):
 
     parts: tuple[Part, ...]
     awards: tuple[Award, ...]
+    remarks: tuple[Remark, ...] = ()
     left_out: dict[str, str] = {}
     """Tasks of the archive that were not asked for by name and cannot be exported, and why."""
 
@@ -79,8 +93,13 @@ def choose(
     target: Literal["auto", "cuda", "cpu"],
     wanted: Sequence[str] = (),
     on: Sequence[str] = (),
+    further: Sequence[Shape] = (),
+    sandbox: Sandbox = "auto",
+    report: Callable[[str], None] = print,
 ) -> Chosen:
     """The winners of the wanted tasks (names or paths), of every task with a kernel that passed where none is named.
+
+    On `further` shapes too, which are judged where the archive has no verdict yet.
 
     `on` are devices by name or its beginning. Without them: every GPU that has judged, the last of those with one
     architecture; of CPUs this one, else the one that judged last. BadInput says what there is where nothing fits.
@@ -92,15 +111,33 @@ def choose(
     found = [_task(archive, name, chosen_target) for name in wanted]
     if not wanted:
         found, left_out = _all_tasks(archive, judged, chosen_target)
+    known = {task.name for task in found}
+    found += [
+        _task(archive, name, chosen_target) for name in dict.fromkeys(s.task for s in further) if name not in known
+    ]
+    asked = {task.name: _workloads(task, further) for task in found}
     parts: list[Part] = []
     awards: list[Award] = []
+    remarks: list[Remark] = []
     for task in found:
         own = [(c, j) for c, j in judged if (j.task, j.task_version) == (task.name, task.version)]
         for device in _devices(task, own, on):
-            won = _winners([(c, j) for c, j in own if j.device == device.name], task)
-            parts.append(_part(archive, task, device, won))
-            awards += _awards(task, device, won)
-    return Chosen(parts=tuple(parts), awards=tuple(awards), left_out=left_out)
+            stand = _standing([(c, j) for c, j in own if j.device == device.name])
+            proofs, disproved = (
+                proving.prove(archive, task, device, stand, asked[task.name], sandbox, report)
+                if asked[task.name]
+                else ([], set())
+            )
+            won = _winners([(c, j) for c, j in stand if c.id not in disproved], task)
+            part = _part(archive, task, device, won, proofs)
+            parts.append(part)
+            awards += _awards(part)
+            remarks += [
+                Remark(task=task.name, workload=proof.workload.name, device=device.name, text=proof.why)
+                for proof in proofs
+                if proof.why
+            ]
+    return Chosen(parts=tuple(parts), awards=tuple(awards), remarks=tuple(remarks), left_out=left_out)
 
 
 def check_name(name: str) -> None:
@@ -114,7 +151,13 @@ def export(
 ) -> Exported:
     """Write the project, build the wheel of it, and have the wheel verify itself here."""
     composed = compose.compose(chosen.parts, toolchain, out, name)
-    exported = Exported(package=composed.package, project=composed.root, awards=chosen.awards, left_out=chosen.left_out)
+    exported = Exported(
+        package=composed.package,
+        project=composed.root,
+        awards=chosen.awards,
+        remarks=chosen.remarks,
+        left_out=chosen.left_out,
+    )
     if not wheel:
         return exported
     built = wheels.build_wheel(composed.root, out)
@@ -156,6 +199,13 @@ def _task(archive: Archive, name_or_path: str, target: Target) -> Task:
             "shipped; wanted a task folder or a FlashInfer definition"
         )
     return task
+
+
+def _workloads(task: Task, further: Sequence[Shape]) -> list[Workload]:
+    """The shapes given for the task, each once, that are no search workloads of it anyway."""
+    own = {workload.name for workload in task.workloads}
+    found = {w.name: w for w in (shapes.workload(task, shape) for shape in further if shape.task == task.name)}
+    return [workload for name, workload in found.items() if name not in own]
 
 
 def _places(archive: Archive) -> dict[str, str]:
@@ -224,29 +274,41 @@ def _cpu(task: Task, names: Sequence[str], on: Sequence[str]) -> Device:
 # ---------------------------------------------------------------- winners
 
 
-def _winners(judged: Sequence[Judged], task: Task) -> Winners:
+def _standing(judged: Sequence[Judged]) -> list[Judged]:
+    return [(c, j) for c, j in standing(list(judged)) if fusion.kept(j)]
+
+
+def _winners(stand: Sequence[Judged], task: Task) -> Winners:
     """By workload the fastest confirmed candidate; where none is confirmed, the fastest that passed."""
-    stand = [(c, j) for c, j in standing(list(judged)) if fusion.kept(j)]
     return steps.winners(stand, task) or steps.fastest(stand, task)
 
 
-def _part(archive: Archive, task: Task, device: Device, won: Winners) -> Part:
+def _part(archive: Archive, task: Task, device: Device, won: Mapping[str, Judged], proofs: Sequence[Proof]) -> Part:
+    proven = {p.workload.name: (p.candidate, p.judgement) for p in proofs if p.candidate and p.judgement}
     winners = {
         name: Winner(candidate=c, judgement=j, lineage=tuple(archive.lineage(c.id)[:-1]))
-        for name, (c, j) in won.items()
+        for name, (c, j) in {**won, **proven}.items()
     }
-    return Part(task=task, device=device, winners=winners)
+    return Part(
+        task=task,
+        device=device,
+        winners=winners,
+        shapes=tuple(p.workload for p in proofs if p.workload.name in proven),
+        kept=tuple(p.workload for p in proofs if p.workload.name not in proven),
+    )
 
 
-def _awards(task: Task, device: Device, won: Mapping[str, Judged]) -> Iterator[Award]:
-    for workload, (candidate, judgement) in won.items():
+def _awards(part: Part) -> Iterator[Award]:
+    for workload, winner in part.winners.items():
+        candidate, judgement = winner.candidate, winner.judgement
+        assert judgement is not None
         passed = judgement.verdict
         assert isinstance(passed, Passed)
         timing = next(timing for timing in passed.timings if timing.workload == workload)
         yield Award(
-            task=task.name,
+            task=part.task.name,
             workload=workload,
-            device=device.name,
+            device=part.device.name,
             candidate=candidate.id,
             note=candidate.note,
             latency_ms=timing.candidate.median_ms,

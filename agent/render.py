@@ -185,6 +185,7 @@ def exported(found: Exported) -> RenderableType:
         numbers = (milliseconds(award.latency_ms), *speedups)
         table.add_row(award.task, award.workload, award.device, short(award.candidate), *numbers)
     lines = [f"left out: {name}: {why}" for name, why in found.left_out.items()]
+    lines += [f"{each.task} {each.workload} on {each.device}: {each.text}" for each in found.remarks]
     lines += [
         f"{count} kernels: {doubt}" for doubt, count in Counter(a.doubts for a in found.awards if a.doubts).items()
     ]

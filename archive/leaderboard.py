@@ -15,7 +15,7 @@ from itertools import groupby
 
 from archive.lineage import depths
 from archive.store import Archive, Judged
-from sandbox.contract import Candidate, Interval, Judgement, Operator, Passed, Record, Target, Timing
+from sandbox.contract import SHAPES, Candidate, Interval, Judgement, Operator, Passed, Record, Target, Timing
 
 NAMED = ("eager", "compile", "library")
 """Baselines every row has a column for, be they measured or not."""
@@ -79,7 +79,7 @@ def rows(
     fitting = [
         (candidate, judgement)
         for candidate, judgement in judged
-        if judgement.task_version in (newest[judgement.task] if versions is None else versions)
+        if judgement.task_version in (newest.get(judgement.task, ()) if versions is None else versions)
         and target in (None, judgement.target)
         and device in (None, judgement.device)
     ]
@@ -89,8 +89,9 @@ def rows(
 
 
 def _newest_versions(judged: Judged) -> dict[str, tuple[str]]:
-    """By task; judged in order of time, so a task's last version is its newest."""
-    return {judgement.task: (judgement.task_version,) for _, judgement in judged}
+    """By task; judged in order of time, so a task's last version is its newest. Further shapes have no board."""
+    own = (judgement for _, judgement in judged if SHAPES not in judgement.task_version)
+    return {judgement.task: (judgement.task_version,) for judgement in own}
 
 
 def _boards(judged: Judged) -> Iterator[Judged]:

@@ -23,6 +23,9 @@ SCALAR_T = "scalar_t"
 ITEMSIZE: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1}
 """Bytes per element."""
 
+SHAPES = "+"
+"""Stands in a task's version before the hash of problem sizes that are not its own."""
+
 JUDGE_VERSION = 7
 """Raised whenever a verdict could come out differently; judgements are keyed by it."""
 
@@ -140,6 +143,12 @@ class Task(Record):
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor in parameter order: outputs, inouts, inputs."""
         return self.outputs + self.inouts + self.inputs
+
+    def on(self, *workloads: Workload) -> Task:
+        """The same operator on other problem sizes, under a version of its own, so that its verdicts stand alone."""
+        text = json.dumps([workload.model_dump(mode="json") for workload in workloads], sort_keys=True)
+        version = f"{self.version}{SHAPES}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return self.model_copy(update={"version": version, "workloads": workloads, "held_out": ()})
 
 
 # ---------------------------------------------------------------- candidates

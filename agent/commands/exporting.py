@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from agent import render
-from agent.commands.options import ArchivePath, Json, location, open_archive, out, print_json
+from agent.commands.options import ArchivePath, Json, err, location, open_archive, out, print_json
 
 
 def export(
@@ -26,15 +26,25 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", help="Where project and wheel go.")] = Path("dist"),
     name: Annotated[str, typer.Option(help="What the package is imported as.")] = "warpsmith_kernels",
     source_only: Annotated[bool, typer.Option("--source-only", help="Write the project and build no wheel.")] = False,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="A further problem size to judge and serve: TASK:NAME=VALUE,… for every axis and scalar."),
+    ] = None,
+    shapes: Annotated[Path | None, typer.Option(help="TOML file of further problem sizes.")] = None,
+    sandbox: Annotated[
+        Literal["auto", "docker", "local"], typer.Option(help="Where kernels run on those that have no verdict yet.")
+    ] = "auto",
     hub: Annotated[bool, typer.Option("--hub", help="Also in the layout of Hugging Face's kernels.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn the fastest kernels of an archive into one project and one wheel."""
     from agent import exporting, session
+    from agent import shapes as further
 
     exporting.check_name(name)
+    wanted = further.read(shape or (), shapes)
     with open_archive(location(archive)) as opened:
-        chosen = exporting.choose(opened, target, task or (), device or ())
+        chosen = exporting.choose(opened, target, task or (), device or (), wanted, sandbox, _say)
     with session.toolchain() as toolchain:
         exported = exporting.export(chosen, toolchain, out_dir, name, wheel=not source_only, hub=hub)
     if as_json:
@@ -43,3 +53,7 @@ def export(
         out.print(render.exported(exported))
     if exported.ok is False:
         raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    err.print(text, style="dim", soft_wrap=True)

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.contract import Artifact, Candidate, Device, Judgement, Record, Target, Task, Workload
 from sandbox.errors import BadInput
@@ -38,8 +39,10 @@ class Part(Record):
     """What they were judged on."""
     winners: dict[str, Winner]
     """By the name of the workload."""
-    proven: tuple[Workload, ...] = ()
-    """Shapes beyond the task's workloads that every winner was found correct on."""
+    shapes: tuple[Workload, ...] = ()
+    """Beyond the task's workloads: each has a winner, which was proven there."""
+    kept: tuple[Workload, ...] = ()
+    """Shapes that PyTorch computes whatever region they lie in: it was faster, or no kernel passed."""
 
 
 class Image(Record):
@@ -102,11 +105,11 @@ class Op(Record):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        workloads = {w.name: w for w in self.task.workloads}
         return tuple(
-            Entry(workload=workloads[name], candidate=winner.candidate.id, arch=part.device.arch)
+            Entry(workload=workload, candidate=part.winners[workload.name].candidate.id, arch=part.device.arch)
             for part in self.parts
-            for name, winner in part.winners.items()
+            for workload in (*self.task.workloads, *part.shapes)
+            if workload.name in part.winners
         )
 
 
@@ -143,7 +146,7 @@ def check_parts(parts: Sequence[Part]) -> None:
         if part.task.version != first.task.version:
             both = f"{first.task.version} and {part.task.version}"
             raise BadInput(f"got versions {both} of task {part.task.name}, wanted one")
-        check_winners(part.task, part.winners)
+        check_winners(part)
 
 
 def _op(parts: Sequence[Part], toolchain: Toolchain) -> Op:
@@ -171,22 +174,29 @@ def _images(first: Specialisation, second: Specialisation) -> Specialisation:
     images = {image.arch: image for image in (*second.images, *first.images)}
     marked = [image.model_copy(update={"judged": arch in judged}) for arch, image in images.items()]
     missing = {arch: why for arch, why in {**second.missing, **first.missing}.items() if arch not in images}
-    return first.model_copy(update={"images": tuple(marked), "missing": missing})
+    widest = {
+        axis: (min(low, second.bounds[axis][0]), max(high, second.bounds[axis][1]))
+        for axis, (low, high) in first.bounds.items()
+    }
+    values = {name: tuple(sorted({*found, *second.flags[name]})) for name, found in first.flags.items()}
+    changes = {"images": tuple(marked), "missing": missing, "bounds": widest, "flags": values}
+    return first.model_copy(update=changes)
 
 
-def check_winners(task: Task, winners: Mapping[str, Winner]) -> None:
+def check_winners(part: Part) -> None:
     """BadInput where a winner does not belong to the task or did not pass."""
-    known = {w.name for w in task.workloads}
+    task, winners = part.task, part.winners
+    versions = {w.name: task.version for w in task.workloads} | {w.name: task.on(w).version for w in part.shapes}
     if not winners:
         raise BadInput(f"nothing to compose for task {task.name}: no winners given")
     for name, winner in winners.items():
         candidate, judgement = winner.candidate, winner.judgement
         got = f"winner {candidate.id[:12]} of workload {name!r}"
-        if name not in known:
-            raise BadInput(f"{got}: task {task.name} has no such workload; it has {', '.join(sorted(known))}")
+        if name not in versions:
+            raise BadInput(f"{got}: task {task.name} has no such workload; it has {', '.join(sorted(versions))}")
         if (candidate.task, candidate.target) != (task.name, task.target):
             raise BadInput(f"{got} is for {candidate.task} on {candidate.target}, wanted {task.name} on {task.target}")
-        if judgement and (judgement.candidate, judgement.task_version) != (candidate.id, task.version):
+        if judgement and (judgement.candidate, judgement.task_version) != (candidate.id, versions[name]):
             raise BadInput(f"{got}: its judgement is of another candidate or another version of the task")
         if judgement and judgement.verdict.status != "Passed":
             raise BadInput(f"{got}: its verdict is {judgement.verdict.status}, wanted Passed")
@@ -195,7 +205,7 @@ def check_winners(task: Task, winners: Mapping[str, Winner]) -> None:
 def cover(part: Part, toolchain: Toolchain) -> tuple[Variant, ...]:
     """Compile each winner for the workloads it won, then the nearest that compiles for those nobody serves yet."""
     task, winners = part.task, part.winners
-    workloads = {w.name: w for w in (*task.workloads, *task.held_out, *part.proven)}
+    workloads = {w.name: w for w in (*task.workloads, *task.held_out, *part.shapes)}
     builds = {w.candidate.id: _Builds(part, w, toolchain) for w in winners.values()}
     for name, winner in winners.items():
         try:
@@ -203,8 +213,8 @@ def cover(part: Part, toolchain: Toolchain) -> tuple[Variant, ...]:
         except CompileFailed as exc:
             raise BadInput(f"winner {winner.candidate.id[:12]} does not compile for {name}:\n{exc.log}") from exc
     for workload in (w for w in workloads.values() if w.name not in winners):
-        nearest = _nearest(workload, [workloads[name] for name in winners])
-        ranked = dict.fromkeys(winners[name].candidate.id for name in nearest)
+        names = nearest(workload, [workloads[name] for name in winners])
+        ranked = dict.fromkeys(winners[name].candidate.id for name in names)
         if not any(builds[key].serves(workload) for key in ranked):
             _add_to_first([builds[key] for key in ranked], workload)
     return tuple(build.variant(_wins(winners, key)) for key, build in builds.items())
@@ -240,8 +250,8 @@ class _Builds:
                 dtype=workload.dtype,
                 statics={name: int(values[name]) for name in self.plan.static},
                 macros=definitions,
-                bounds=bounds(self.part, self.plan, workload.dtype),
-                flags=flags(self.part, self.plan, workload.dtype),
+                bounds=bounds(self.part, self.winner.candidate.id, self.plan, workload.dtype),
+                flags=flags(self.part, self.winner.candidate.id, self.plan, workload.dtype),
                 images=(image, *others),
                 missing=missing,
             )
@@ -273,12 +283,14 @@ class _Builds:
     def _elsewhere(self, definitions: dict[str, str]) -> tuple[list[Image], dict[str, str]]:
         """Cubins for the other architectures and PTX, and the architectures for which there is none."""
         source, images, missing = self.winner.candidate.source, [], {}
-        for arch in other_arches(self.plan, self.device.arch):
-            try:
-                artifact = self.toolchain.build(source, "cuda", definitions, arch)
-                images.append(Image(arch=arch, artifact=artifact, judged=False))
-            except CompileFailed as exc:
-                missing[arch] = _first_error(exc)
+        archs = other_arches(self.plan, self.device.arch)
+        with ThreadPoolExecutor(len(ARCHES)) as pool:
+            built = list(pool.map(lambda arch: _built(self.toolchain, source, definitions, arch), archs))
+        for arch, found in zip(archs, built, strict=True):
+            if isinstance(found, CompileFailed):
+                missing[arch] = _first_error(found)
+            else:
+                images.append(Image(arch=arch, artifact=found, judged=False))
         # The PTX of an `a` variant runs nowhere else.
         portable = [arch for arch in (self.device.arch, *(i.arch for i in images)) if arch[-1].isdigit()]
         if portable:
@@ -288,26 +300,34 @@ class _Builds:
         return images, missing
 
 
+def _built(toolchain: Toolchain, source: str, definitions: dict[str, str], arch: str) -> Artifact | CompileFailed:
+    try:
+        return toolchain.build(source, "cuda", definitions, arch)
+    except CompileFailed as exc:
+        return exc
+
+
 def levels(device: Device) -> tuple[str, ...]:
     """What the kernels of a wheel are compiled for, worst first."""
     return LEVELS if device.arch == "x86_64" else ("baseline",)
 
 
-def bounds(part: Part, plan: Plan, dtype: str) -> dict[str, tuple[int, int]]:
-    """The region that a verdict proves for a dtype: what lies between its workloads, search and held-out."""
-    seen = _proven(part, dtype)
+def bounds(part: Part, candidate: str, plan: Plan, dtype: str) -> dict[str, tuple[int, int]]:
+    """The region that verdicts prove for a dtype: what lies between the workloads, and the shapes that it won."""
+    seen = _proven(part, candidate, dtype)
     axes = [axis for axis in part.task.axes if axis not in plan.static]
     return {axis: (min(w.axes[axis] for w in seen), max(w.axes[axis] for w in seen)) for axis in axes}
 
 
-def flags(part: Part, plan: Plan, dtype: str) -> dict[str, tuple[int, ...]]:
-    seen = _proven(part, dtype)
+def flags(part: Part, candidate: str, plan: Plan, dtype: str) -> dict[str, tuple[int, ...]]:
+    seen = _proven(part, candidate, dtype)
     names = [s.name for s in part.task.scalars if s.type == "int" and s.name not in plan.static]
     return {name: tuple(sorted({int(w.scalars[name]) for w in seen})) for name in names}
 
 
-def _proven(part: Part, dtype: str) -> list[Workload]:
-    return [w for w in (*part.task.workloads, *part.task.held_out, *part.proven) if w.dtype == dtype]
+def _proven(part: Part, candidate: str, dtype: str) -> list[Workload]:
+    won = [shape for shape in part.shapes if part.winners[shape.name].candidate.id == candidate]
+    return [w for w in (*part.task.workloads, *part.task.held_out, *won) if w.dtype == dtype]
 
 
 def capability(arch: str) -> int:
@@ -334,7 +354,7 @@ def other_arches(plan: Plan, arch: str) -> list[str]:
     return [other for other in ARCHES if other != arch and (capability(other) >= 90 or not needs_90)]
 
 
-def _nearest(workload: Workload, others: list[Workload]) -> list[str]:
+def nearest(workload: Workload, others: Sequence[Workload]) -> list[str]:
     """Names of the others, nearest in log-space first, those of another dtype last."""
 
     def distance(other: Workload) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from agent.export.coverage import Library, Op, Part, Specialisation, Variant, Winner, levels, served
 from agent.export.rendering import title
 from agent.export.signature import schema
-from sandbox.contract import Candidate, Judgement, Passed, Timing
+from sandbox.contract import Candidate, Judgement, Passed, Task, Timing, Workload
 from sandbox.errors import BadInput
 from sandbox.toolchain import NATIVE
 
@@ -49,8 +49,36 @@ def _task(op: Op) -> dict[str, Any]:
             for part in op.parts
             for name, winner in part.winners.items()
         ],
+        "shapes": [_shape(op.task, part, shape) for part in op.parts for shape in (*part.shapes, *part.kept)],
         "candidates": {v.candidate.id: _origin(op, v) for v in op.variants},
     }
+
+
+def _shape(task: Task, part: Part, shape: Workload) -> dict[str, Any]:
+    """A shape beyond the task's workloads, what computes it, and what of PyTorch's own was faster."""
+    winner = part.winners.get(shape.name)
+    flags = {s.name: shape.scalars[s.name] for s in task.scalars if s.type == "int"}
+    return {
+        "workload": shape.name,
+        "device": part.device.name,
+        "arch": part.device.arch,
+        "dtype": shape.dtype,
+        "sizes": {**shape.axes, **flags},
+        "candidate": winner.candidate.id if winner else None,
+        "faster": faster(_timing(shape.name, winner)) if winner else "PyTorch",
+    }
+
+
+def faster(timing: Timing | None) -> str:
+    """The fastest of PyTorch's own calls where it beats the kernel; empty where none does.
+
+    torch.compile does not count: it is no call that a model in eager PyTorch makes.
+    """
+    if timing is None:
+        return ""
+    own = {name: b.median_ms for name, b in timing.baselines.items() if name == "eager" or name.startswith("library:")}
+    best = min(own, key=own.__getitem__, default="")
+    return best if best and own[best] < timing.candidate.median_ms else ""
 
 
 def _timing(name: str, winner: Winner) -> Timing | None:

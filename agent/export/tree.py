@@ -43,6 +43,7 @@ def fingerprint(ops: tuple[Op, ...]) -> str:
                 for spec in v.specialisations
             ],
             [i.artifact.sha256 for v in op.variants for s in v.specialisations for i in s.images],
+            [[part.device.arch, shape.model_dump(mode="json")] for part in op.parts for shape in part.kept],
         ]
         for op in ops
     ]
@@ -66,7 +67,7 @@ def files(library: Library) -> dict[str, str]:
         f"{package}/operators.py": render("operators.py.j2", **common),
         f"{package}/references/__init__.py": '"""The operators in PyTorch."""\n',
         f"{package}/provenance.json": json.dumps(provenance(library), indent=2) + "\n",
-        f"{package}/workloads.json": workloads.text([op.task for op in library.ops]),
+        f"{package}/workloads.json": workloads.text(library.ops),
         **{f"{package}/{path.name}": path.read_text() for path in _static()},
     }
     if library.target == "cuda":
@@ -138,17 +139,8 @@ def _of_task(package: str, op: Op, common: dict[str, Any]) -> dict[str, str]:
 def _dispatch(op: Op, common: dict[str, Any]) -> str:
     task = op.task
     flags = [s.name for s in task.scalars if s.type == "int"]
-    entries = [
-        {
-            "workload": entry.workload,
-            "id12": entry.candidate[:12],
-            "arch": entry.arch,
-            "capability": capability(entry.arch) if task.target == "cuda" else 0,
-            "itemsize": ITEMSIZE[entry.workload.dtype],
-            "members": _members(task, entry.workload),
-        }
-        for entry in op.entries
-    ]
+    entries = [{"id12": entry.candidate[:12], **_place(task, entry.workload, entry.arch)} for entry in op.entries]
+    kept = [_place(task, shape, part.device.arch) for part in op.parts for shape in part.kept]
     offers = dict.fromkeys(region(spec) for v in op.variants for spec in v.specialisations)
     return render(
         "dispatch.cpp.j2",
@@ -156,9 +148,21 @@ def _dispatch(op: Op, common: dict[str, Any]) -> str:
         task=task,
         variants=op.variants,
         entries=entries,
+        kept=kept,
         flags=flags,
         offer="; ".join(offers),
     )
+
+
+def _place(task: Task, workload: Workload, arch: str) -> dict[str, Any]:
+    """A workload on the kind of device it was judged on, as the dispatch knows it."""
+    return {
+        "workload": workload,
+        "arch": arch,
+        "capability": capability(arch) if task.target == "cuda" else 0,
+        "itemsize": ITEMSIZE[workload.dtype],
+        "members": _members(task, workload),
+    }
 
 
 def _members(task: Task, workload: Workload) -> list[str]:

@@ -6,9 +6,10 @@ Not covered: the values of tensors, which are drawn where they are used, and whi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from agent.export.coverage import Op
 from agent.export.signature import arguments
 from sandbox.contract import SCALAR_T, Task, TensorSpec, Workload
 from sandbox.expressions import parse_expr
@@ -18,17 +19,21 @@ UNCOMPILED = "float64"
 """A dtype that no kernel is compiled for, so a call in it is served by the reference."""
 
 
-def text(tasks: Sequence[Task]) -> str:
+def text(ops: Sequence[Op]) -> str:
     """`workloads.json`: every task once, with all its workloads, and calls that lie beyond what was proven."""
-    known = {task.name: task for task in tasks}
-    return json.dumps({name: _task(task) for name, task in known.items()}, indent=1) + "\n"
+    return json.dumps({op.task.name: _task(op) for op in ops}, indent=1) + "\n"
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _task(op: Op) -> dict[str, Any]:
+    task = op.task
+    shapes = _once(shape for part in op.parts for shape in part.shapes)
+    kept = _once(shape for part in op.parts for shape in part.kept if shape.name not in shapes)
     smallest = min((*task.workloads, *task.held_out), key=lambda w: _bytes(task, w))
     listed = [_workload(task, w, "search") for w in task.workloads]
-    listed += [_workload(task, w, "held-out") for w in task.held_out]
-    if beyond := _beyond(task, smallest):
+    listed += [_workload(task, w, "held-out") for w in task.held_out if w.name not in {**shapes, **kept}]
+    listed += [_workload(task, w, "shape") for w in shapes.values()]
+    listed += [_workload(task, w, "outside") for w in kept.values()]
+    if beyond := _beyond(task, smallest, (*task.workloads, *task.held_out, *shapes.values())):
         listed.append(_workload(task, beyond, "outside"))
     if any(tensor.dtype == SCALAR_T for tensor in arguments(task)):
         listed.append(_workload(task, smallest, "outside", UNCOMPILED))
@@ -41,14 +46,18 @@ def _task(task: Task) -> dict[str, Any]:
     }
 
 
-def _beyond(task: Task, workload: Workload) -> Workload | None:
+def _once(shapes: Iterable[Workload]) -> dict[str, Workload]:
+    return {shape.name: shape for shape in shapes}
+
+
+def _beyond(task: Task, workload: Workload, proven: Sequence[Workload]) -> Workload | None:
     """The workload with more of the first axis than any that was proven; None where there is no axis.
 
     The first axis is what a batch is by custom, so a reference that takes one size of it takes another.
     """
     if not task.axes:
         return None
-    most = max(w.axes[task.axes[0]] for w in (*task.workloads, *task.held_out))
+    most = max(w.axes[task.axes[0]] for w in proven)
     return workload.model_copy(update={"axes": {**workload.axes, task.axes[0]: most + 1}})
 
 

@@ -98,7 +98,7 @@ def verify_lines(found: dict[str, Any]) -> Iterator[str]:
     yield from table(("task", "workload", "kind", "by", "error", "allowed", "", ""), rows)
     made = [row for row in found["rows"] if row["by"]]
     wrong = [row for row in found["rows"] if not row["ok"]]
-    proven = [row for row in made if row["kind"] in ("search", "held-out")]
+    proven = [row for row in made if row["kind"] in ("search", "held-out", "shape")]
     by_kernel = sum(row["by"] == "kernel" for row in proven)
     yield f"\n{len(made) - sum(row['by'] != '' for row in wrong)} of {len(found['rows'])} calls agree with float64"
     yield f"{by_kernel} of {len(proven)} proven calls were answered by a kernel, the others by PyTorch"

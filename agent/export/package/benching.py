@@ -81,7 +81,7 @@ class Report:
 
 def bench(wanted: Sequence[str] = (), rounds: int = ROUNDS, compiling: bool = True) -> Report:
     """Every search workload of the wanted tasks, of all where none is named."""
-    found = [call for call in calls.calls(wanted) if call.kind == "search"]
+    found = [call for call in calls.calls(wanted) if call.kind in ("search", "shape")]
     if missing := verifying.absent({call.target for call in found}):
         rows = tuple(Row(call.task, call.name, (), {"kernel": missing}) for call in found)
         return Report(missing, str(torch.__version__), rounds, rows)

@@ -40,7 +40,7 @@ class Call:
     task: str
     name: str
     kind: str
-    """`search` or `held-out`, where a kernel was proven; `outside`, where the reference answers."""
+    """`search`, `held-out` or `shape`, where a kernel was proven; `outside`, where the reference answers."""
     dtype: str
     scalars: dict[str, Any]
     tensors: list[dict[str, Any]]

@@ -6,6 +6,7 @@ Not covered: whether this GPU or CPU can run the kernels; that is known at the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,12 +48,41 @@ def region(device: str, spec: dict[str, Any]) -> Region:
     )
 
 
+class Kept(NamedTuple):
+    """A shape at which something of PyTorch's own was faster than the package's kernel."""
+
+    dtype: torch.dtype
+    sizes: tuple[tuple[str, int], ...]
+
+
+def read_kept() -> dict[str, tuple[Kept, ...]]:
+    """By operator; where several devices judged a shape, the kernel must have lost on all of them."""
+    known = loading.provenance()["tasks"]
+    return {name: kept_of(known[name].get("shapes", ())) for name in operators.NAMES}
+
+
+def kept_of(shapes: Sequence[dict[str, Any]]) -> tuple[Kept, ...]:
+    won = {shape["workload"] for shape in shapes if not shape["faster"]}
+    lost = (shape for shape in shapes if shape["workload"] not in won)
+    return tuple(Kept(getattr(torch, shape["dtype"]), tuple(shape["sizes"].items())) for shape in lost)
+
+
 REGIONS = read()
+KEPT = read_kept()
 
 
 def serves(task: str, like: Tensor, **sizes: int) -> bool:
-    """Whether a kernel was proven for the axes and int scalars given, on the device and in the dtype of `like`."""
-    return any(inside(region, like, sizes) for region in REGIONS.get(task, ()))
+    """Whether a kernel was proven for the axes and int scalars given, on the device and in the dtype of `like`.
+
+    Not where PyTorch's own was faster on this very shape.
+    """
+    if not any(inside(region, like, sizes) for region in REGIONS.get(task, ())):
+        return False
+    return not any(same(kept, like, sizes) for kept in KEPT.get(task, ()))
+
+
+def same(kept: Kept, like: Tensor, sizes: dict[str, int]) -> bool:
+    return kept.dtype == like.dtype and all(sizes[name] == value for name, value in kept.sizes)
 
 
 def inside(region: Region, like: Tensor, sizes: dict[str, int]) -> bool:

@@ -85,7 +85,7 @@ def register_fallback(library: ctypes.CDLL, op: Operator, compute: Callable[...,
             library.warpsmith_fail(f"{type(exc).__name__}: {exc}".encode())
             raise
         made = fresh(listed(results), tensors)
-        return tuple(made) if isinstance(results, tuple) else made[0] if made else None
+        return tuple(made) if len(made) > 1 else made[0] if made else None
 
     torch.library.impl(f"{op.qualified}_reference", ("cpu", "cuda"), fallback)
 

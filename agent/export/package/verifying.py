@@ -33,7 +33,7 @@ class Row:
     task: str
     workload: str
     kind: str
-    """`search`, `held-out`, `outside`, or `strided`: a proven one with inputs that are not contiguous."""
+    """`search`, `held-out`, `shape`, `outside`, or `strided`: a proven one with inputs that are not contiguous."""
     by: str
     """`kernel` or `reference`; empty where the call was not made."""
     error: float | None

@@ -13,7 +13,7 @@ from agent.export.coverage import ops
 from agent.export.cpu import directives, renames
 from agent.export.rendering import region
 from agent.export.signature import axis_sources, check, schema, schemas
-from sandbox.contract import Device, Task
+from sandbox.contract import Device, Task, Workload
 from sandbox.errors import BadInput
 from sandbox.toolchain import Toolchain
 from tests.agent.export.conftest import (
@@ -144,16 +144,29 @@ def test_schema_marks_inouts_and_keeps_defaults_that_pytorch_allows(affine: Task
     assert schemas(scaled)[2].startswith("scaled_backward(Tensor[] grads, Tensor[] tensors, float factor, int negate, ")
 
 
-def test_a_region_spans_the_workloads_of_its_dtype_and_what_was_proven_besides(
+def with_shape(part: Part, shape: Workload, source: str = marked(0)) -> Part:
+    """The same with a further shape that the candidate of `source` won."""
+    winners = {**part.winners, shape.name: Winner(candidate=candidate(part.task, source))}
+    return part.model_copy(update={"winners": winners, "shapes": (shape,)})
+
+
+def test_a_region_spans_the_workloads_of_its_dtype_and_the_shapes_that_it_won(
     affine: Task, scaled: Task, toolchain: Toolchain
 ) -> None:
     (op,) = ops([winner(affine, marked(0))], toolchain)
     assert region(op.variants[0].specialisations[0]) == "float32, D = 8, flip = 0, N 3 to 4096"
     longer = affine.workloads[0].model_copy(update={"axes": {"N": 9999, "D": 8}})
-    (op,) = ops([winner(affine, marked(0)).model_copy(update={"proven": (longer,)})], toolchain)
+    (op,) = ops([with_shape(winner(affine, marked(0)), longer)], toolchain)
     assert op.variants[0].specialisations[0].bounds == {"N": (3, 9999)}
+    assert [entry.workload for entry in op.entries] == [affine.workloads[0], longer]
+    (op,) = ops([with_shape(winner(affine, marked(0)), longer, marked(1))], toolchain)
+    assert [variant.specialisations[0].bounds for variant in op.variants] == [{"N": (3, 4096)}, {"N": (3, 9999)}]
+    shorter = longer.model_copy(update={"axes": {"N": 1, "D": 8}})
+    elsewhere = with_shape(winner(affine, marked(0)), shorter).model_copy(update={"device": H100})
+    (op,) = ops([with_shape(winner(affine, marked(0)), longer), elsewhere], toolchain)
+    assert op.variants[0].specialisations[0].bounds == {"N": (1, 9999)}, "proven on either device"
     wider = longer.model_copy(update={"axes": {"N": 7, "D": 24}})
-    (op,) = ops([winner(affine, marked(1)).model_copy(update={"proven": (wider,)})], toolchain)
+    (op,) = ops([with_shape(winner(affine, marked(1)), wider, marked(1))], toolchain)
     assert {"D": 24, "flip": 0} in [spec.statics for spec in op.variants[0].specialisations]
     (op,) = ops([winner(scaled, SCALED)], toolchain)
     assert region(op.variants[0].specialisations[0]) == "float32, negate 0 or 1, N 3 to 64, D 5 to 16"

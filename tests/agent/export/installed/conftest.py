@@ -6,18 +6,42 @@ They are run from a folder of their own, with the name in WARPSMITH_PACKAGE; whe
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 NAME = os.environ.get("WARPSMITH_PACKAGE", "")
 if not NAME:
     collect_ignore_glob = ["test_*.py"]
+
+
+def target() -> str:
+    """What the package's kernels run on: `cpu` or `cuda`."""
+    known = importlib.util.find_spec(NAME)
+    assert known is not None
+    assert known.origin is not None
+    found: str = json.loads(Path(known.origin).with_name("provenance.json").read_text())["target"]
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_its_device() -> None:
+    """Tensors and modules are made where the kernels are, in float16 for those of a GPU."""
+    if not NAME or target() == "cpu":
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU that PyTorch can use")
+    torch.set_default_device("cuda")
+    torch.set_default_dtype(torch.float16)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ TINY: dict[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
     ),
 }  # fmt: skip
 """Arguments of the operators that have a gradient, too small for finite differences to take long."""
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of gradients, which go by answers of different roundings."""
 
 
 def leaf(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -49,8 +51,8 @@ def proven(calls: Any, task: str) -> Any:
 
 def drawn(calls: Any, call: Any) -> list[Any]:
     """The arguments of a call: tensors, then scalars."""
-    rng = torch.Generator().manual_seed(0)
-    return [*calls.draw(call, "cpu", rng), *call.scalars.values()]
+    rng = torch.Generator(device=call.target).manual_seed(0)
+    return [*calls.draw(call, call.target, rng), *call.scalars.values()]
 
 
 def overload(operators: Any, task: str) -> Any:
@@ -69,7 +71,7 @@ def test_it_verifies_itself_and_every_proven_call_is_answered_by_a_kernel(python
     done = python("-m", NAME, "verify", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert {row["by"] for row in rows if row["kind"] in ("search", "held-out", "strided")} == {"kernel"}
+    assert {row["by"] for row in rows if row["kind"] != "outside"} == {"kernel"}
     assert {row["by"] for row in rows if row["kind"] == "outside"} == {"reference"}
 
 
@@ -97,7 +99,8 @@ def test_gradients_flow_through_the_kernel(operators: Any, calls: Any, task: str
     own = torch.autograd.grad(getattr(operators, task)(*given).square().sum(), tensors)
     eager = torch.autograd.grad(call.reference.reference(*tensors, **call.scalars).square().sum(), tensors)
     for got, wanted in zip(own, eager, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+        far = TOLERANCES[wanted.dtype]
+        torch.testing.assert_close(got, wanted, rtol=far, atol=far * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("task", names())
@@ -119,6 +122,30 @@ def test_it_compiles_without_a_graph_break(
     eager = [result, *copies[: call.inouts]]
     for got, wanted in zip(eager, own, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("task", names())
+def test_a_call_can_be_captured_in_a_cuda_graph(
+    operators: Any, calls: Any, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replayed on other data, and beside the same call outside of the graph."""
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU that PyTorch can use")
+    monkeypatch.setenv("WARPSMITH_FALLBACK", "error")
+    call = proven(calls, task)
+    operator, held = getattr(operators, task), drawn(calls, call)[: len(call.tensors)]
+    with torch.inference_mode():
+        calls.answer(operator, call, held)  # Code is loaded at the first call.
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = calls.answer(operator, call, held)
+        fresh = calls.draw(call, "cuda", torch.Generator(device="cuda").manual_seed(1))
+        for place, values in zip(held, fresh, strict=True):
+            place.copy_(values)
+        graph.replay()
+        for one, other in zip(got, calls.answer(operator, call, held), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 # ---------------------------------------------------------------- odd inputs
@@ -182,7 +209,7 @@ def test_a_call_outside_the_proven_region_is_answered_with_one_warning(python: P
 import torch, warnings
 from {NAME} import calls, operators
 call = next(c for c in calls.calls(["{names()[0]}"]) if c.kind == "outside")
-values = calls.draw(call, "cpu", torch.Generator())
+values = calls.draw(call, call.target, torch.Generator())
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     for _ in range(3):
@@ -296,6 +323,7 @@ def test_decoding_step_by_step_is_full_attention(operators: Any, calls: Any, mon
         got[:, :, step] = operators.kv_cache(k_cache, v_cache, *new, position, width**-0.5)
     wide = (q.double(), *(x.double().repeat_interleave(heads // kv_heads, dim=1) for x in (k, v)))
     wanted = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=width**-0.5)
-    torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+    far = {"rtol": 1e-4, "atol": 1e-5} if got.dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-3}
+    torch.testing.assert_close(got.double(), wanted, **far)
     assert torch.equal(k_cache, k)
     assert torch.equal(v_cache, v)
