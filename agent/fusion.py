@@ -22,7 +22,7 @@ from sandbox.trial import Rejected
 if TYPE_CHECKING:
     from sandbox.judge import Duel
 
-TRIED = 10
+TRIED = 20
 """Kernels of a part that are tried, from its best on, until some go into one file."""
 PASSED_ON = ("repair", "tune")
 """Operators that keep a fused kernel what it is."""
