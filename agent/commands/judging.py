@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from agent import render, words
-from agent.commands.options import Json, TaskName, err, out, print_json
+from agent.commands.options import Json, TaskName, err, location, open_archive, out, print_json
 from sandbox.contract import Candidate, Cheated, Device, Form, Incorrect, Judgement, Passed, Task
 from sandbox.errors import BadInput
 
@@ -37,6 +37,10 @@ def judge(
     target: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
     tunable: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, for a kernel of our own contract.")] = None,
     sandbox: Annotated[Literal["auto", "docker", "local"], typer.Option(help="Where the candidate runs.")] = "auto",
+    archive: Annotated[
+        str | None,
+        typer.Option(help="Record kernel and verdict in this archive, by path or URL; without it nothing is recorded."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge one file, of your own or of anybody's. Exit code 0 only where it passed."""
@@ -47,10 +51,16 @@ def judge(
     form = form_of(file, source)
     if (task is None) == (reference is None):
         raise BadInput("give either --task NAME or --reference PYTORCH_FILE, and not both")
+    if archive is not None and form != "kernel":
+        raise BadInput(f"--archive: got a torch {form}; only kernels of our own contract are archived")
     device = devices.detect(_target(file, form, target))
     found = _task(task, reference, device)
     candidate = _candidate(file, source, form, found, _tunables(tunable or [], form))
     judgement, why = _judged(found, candidate, device, sandbox)
+    if archive is not None:
+        with open_archive(location(archive)) as opened:
+            opened.add(candidate)
+            opened.record(judgement)
     if as_json:
         print_json({"file": str(file), "form": form, "sandbox": why, **summary(judgement)})
     else:

@@ -11,6 +11,7 @@ import pytest
 
 from agent import tasks
 from agent.commands.judging import form_of
+from archive import Archive
 from sandbox.errors import BadInput
 
 DATA = Path(__file__).parent / "data"
@@ -79,6 +80,15 @@ def test_wrong_kernel_is_incorrect_with_the_error_as_evidence(toy_folder: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_verdict_is_recorded_where_an_archive_is_named(toy_folder: Path, wrong: Path, tmp_path: Path) -> None:
+    found = verdict(wrong, "--task", toy_folder, "--archive", tmp_path / "archive.db", code=1)
+    with Archive.open(tmp_path / "archive.db") as archive:
+        ((candidate, judgement),) = archive.judgements()
+    assert (candidate.id, candidate.source, candidate.proposer) == (found["candidate"], WRONG, "file")
+    assert judgement.verdict.status == "Incorrect"
+
+
 def test_person_reads_verdict_rule_and_evidence(toy_folder: Path, wrong: Path) -> None:
     text = judged(wrong, "--task", toy_folder, code=1).stdout
     assert text.startswith("Incorrect  ")
@@ -161,6 +171,7 @@ def test_bad_input_is_one_line_and_exit_code_2(toy_folder: Path, tmp_path: Path,
         ((wrong, "--task", toy_folder, "--tunable", "BLOCK"), "wanted NAME=VALUE"),
         ((wrong, "--task", toy_folder, "--tunable", "BLOCK=1"), "has no tunable BLOCK"),
         ((DATA / "linear_relu_right.py", "--reference", REFERENCE, "--tunable", "A=1"), "for kernels of our own"),
+        ((DATA / "linear_relu_right.py", "--reference", REFERENCE, "--archive", "a.db"), "only kernels of our own"),
     ]
     for arguments, reason in cases:
         done = judged(*arguments, code=2)
