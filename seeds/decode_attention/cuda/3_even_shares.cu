@@ -10,6 +10,8 @@
 // Needs D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value head read it more
 // than once. A handful of keys pays for the barrier.
 //
+// Compiled for sm_90a and sm_86; not run. kv_cache/3, the same kernel with the new row, Passed on an H100.
+//
 // Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row, then
 // a flag.
 //

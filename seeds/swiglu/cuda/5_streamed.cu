@@ -5,6 +5,9 @@
 //
 // Needs K % 8 == 0 and 16-bit elements; any M, but the weights are read again for every 16 tokens.
 //
+// Compiled for sm_90a and sm_86, its indices checked in an emulation on a CPU; not run. mlp/5, which did run, has these steps as
+// its first product.
+//
 // launch streamed: grid(sm_count) block(256) smem(min(STAGES, smem_optin//24576)*24576)
 #if DTYPE_BFLOAT16
 #include <cuda_bf16.h>
@@ -18,15 +21,9 @@
 #ifndef SPREAD
 #define SPREAD 1      // tune: 0 1
 #endif
-#ifndef PREFETCH
-#define PREFETCH 128  // tune: 128 256
-#endif
-#ifndef EVICT
-#define EVICT 1       // tune: 0 1
-#endif
 
 static constexpr int THREADS = 256;
-static constexpr int TOKENS = 16;                       // at a time
+static constexpr int TOKENS = 16;                         // at a time
 static constexpr int ROWS = 88;                          // of gate and of up, at most, of a block at a time
 static constexpr int SLOT = (2 * ROWS + TOKENS) * 128;   // bytes: rows of 64 elements
 static_assert(sizeof(scalar_t) == 2, "two-byte elements only");
@@ -64,32 +61,10 @@ static __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], uint32_t addre
                  : "memory");
 }
 
-#define TEXT(x) #x
-#define NUMBER(x) TEXT(x)
-
-// What is read once is the first to leave L2 again, rather than what others may want.
-static __device__ __forceinline__ uint64_t read_once() {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 // 16 bytes from global to shared memory, or zeros.
-static __device__ __forceinline__ void copy_once(uint32_t target, const scalar_t* source, bool inside,
-                                                 uint64_t policy) {
-#if EVICT
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::" NUMBER(PREFETCH) "B [%0], [%1], 16, %2, %3;" ::"r"(
-                     target), "l"(source), "r"(inside ? 16 : 0), "l"(policy)
-                 : "memory");
-#else
-    asm volatile("cp.async.cg.shared.global.L2::" NUMBER(PREFETCH) "B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-                 "r"(inside ? 16 : 0)
-                 : "memory");
-#endif
-}
-
 static __device__ __forceinline__ void copy_async(uint32_t target, const scalar_t* source, bool inside) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(inside ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+                 "r"(inside ? 16 : 0)
                  : "memory");
 }
 
@@ -137,7 +112,6 @@ struct Operands {
     const scalar_t *x, *gate, *up;
     int tokens;
     Part part;
-    uint64_t policy;
 
     // Slot = gate rows, up rows, tokens, each 64 deep.
     __device__ __forceinline__ void fetch(uint32_t slot, int item) const {
@@ -150,8 +124,8 @@ struct Operands {
 #pragma unroll
             for (int i = 0; i < ROWS; i += THREADS / 8) {
                 if (row + i >= rows) continue;
-                copy_once(to + i * 128, gate + from + int64_t(i) * part.depth, inside, policy);
-                copy_once(to + (ROWS + i) * 128, up + from + int64_t(i) * part.depth, inside, policy);
+                copy_async(to + i * 128, gate + from + int64_t(i) * part.depth, inside);
+                copy_async(to + (ROWS + i) * 128, up + from + int64_t(i) * part.depth, inside);
             }
             const int token = part.group(tile) * TOKENS + row;
             const bool exists = inside && token < tokens;
@@ -188,7 +162,7 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
     const uint32_t smem = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem));
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, q = lane % 4;
     const Part part(int(N), int(K), int(M), ROWS, 64);
-    const Operands operands = {x, gate, up, int(M), part, read_once()};
+    const Operands operands = {x, gate, up, int(M), part};
 
 #pragma unroll 1
     for (int item = 0; item < DEPTH - 1; ++item) operands.fetch(smem + item * SLOT, item);
