@@ -121,7 +121,6 @@ def preview(config: RunConfig) -> Preview:
     """What a new run would ask first and might cost; nothing is asked, judged or recorded."""
     from agent import preview as previews
     from agent.engineer import retrieval
-    from agent.engineer.contexts import FOREIGN
 
     if not config.task:
         raise BadInput(NO_TASK)
@@ -138,7 +137,7 @@ def preview(config: RunConfig) -> Preview:
         with Archive.open(config.archive) as archive:
             known = [(s, archive.judged(s.id, task.version, task.target, device.name)) for s in seeds]
             judged = [(seed, judgement) for seed, judgement in known if judgement]
-            related = retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN)
+            related = retrieval.on_record(task, archive, device)
     rates = [previews.Rate(model=end.name, price=end.price, max_tokens=end.max_tokens) for end in config.models]
     rates += [previews.Rate(model=name, price=None, max_tokens=0) for name in writers(config)[len(rates) :]]
     return previews.preview(config, task, device, seeds, judged, related, rates)
@@ -306,7 +305,6 @@ def _engineer(
     """With clients for the run's models. BadInput where a key is missing, or two models have one name."""
     # Imported here: the tuner's runs need no client.
     from agent.engineer import retrieval
-    from agent.engineer.contexts import FOREIGN
     from agent.engineer.engineer import Desk, Engineer, Writer
     from agent.engineer.reply import plan_schema
     from agent.models import prices
@@ -340,7 +338,7 @@ def _engineer(
             budget_seconds=config.budget.seconds,
             report=report,
             templates=config.prompts,
-            related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),
+            related=retrieval.on_record(task, archive, device),
             slots=slots(config),
         )
         yield stack.enter_context(Engineer(desk))

@@ -23,6 +23,7 @@ from jinja2 import (
     TemplateSyntaxError,
 )
 
+from prompts.abi import differences
 from prompts.hidden import concealed, names_hidden
 from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message, PartExhibit
 from prompts.words import ratio, size, verdict_words, workload_words
@@ -152,13 +153,27 @@ def _reference(task: Task) -> str:
 
 
 def _shown(exhibit: Exhibit, context: Context) -> dict[str, object]:
-    candidate = exhibit.candidate
+    """As seen from the task it was written for; the held-out workloads of both are secret."""
+    candidate, other = exhibit.candidate, exhibit.elsewhere
+    task = other or context.task
+    verdict = verdict_words(exhibit, task)
     return {
         "id": candidate.id[:SHORT_ID],
         "source": candidate.source.strip("\n"),
         "fence": _fence(candidate.source),
-        "tunables": _changed_tunables(candidate, context.task),
-        "verdict": verdict_words(exhibit, context.task),
+        "tunables": _changed_tunables(candidate, task),
+        "verdict": concealed(verdict, context.task) if other else verdict,
+        "elsewhere": _elsewhere(other, context.task) if other else None,
+    }
+
+
+def _elsewhere(other: Task, task: Task) -> dict[str, object]:
+    """Another task, and how its kernels are called otherwise than those of the task at hand."""
+    return {
+        "task": other.name,
+        "summary": other.summary,
+        "prototype": prototype(other, other.name),
+        "differences": list(differences(task, other)),
     }
 
 
@@ -169,14 +184,11 @@ def _foreign(kernel: Foreign) -> dict[str, object]:
 
 
 def _part(part: PartExhibit, context: Context) -> dict[str, object]:
-    """As seen from its own task; the held-out workloads of both are secret."""
-    own = context.model_copy(update={"task": part.task})
-    shown = _shown(part.exhibit, own)
     return {
         "name": part.task.name,
         "summary": part.task.summary,
         "prototype": prototype(part.task, part.task.name),
-        "exhibit": shown | {"verdict": concealed(str(shown["verdict"]), context.task)},
+        "exhibit": _shown(part.exhibit.model_copy(update={"elsewhere": part.task}), context),
     }
 
 

@@ -19,9 +19,9 @@ from agent import fusion
 from agent.engineer import bandit, memory, parents, stopping
 from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
-from agent.engineer.contexts import context
+from agent.engineer.contexts import context, exhibit
 from agent.engineer.records import Context, Exhibit, Operator, PartExhibit
-from agent.engineer.scores import Scored, best, scored
+from agent.engineer.scores import best, scored
 from agent.engineer.slots import Slots
 from agent.fusion import Fusion
 from agent.pair import PROPOSER
@@ -204,11 +204,11 @@ class Engineer:
         choice = parents.choose(members, born, desk.task, desk.device, rng)
         if choice is None:
             return (), ("translate",)
-        mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng)
+        mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng, desk.related)
         fusable = self._fusion is not None and fusion.passed(self._fusion.pair, judged)
         possible = {"crossover": mate is not None, "fuse": fusable}
         offered = [operator for operator in IMPROVING if possible.get(operator, True)]
-        return (_pair(choice.parent), *([_pair(mate)] if mate else [])), offered
+        return ((choice.parent.candidate, choice.parent.judgement), *([mate] if mate else [])), offered
 
     def _arm(self, judged: Sequence[Judged], operators: Sequence[Operator]) -> Arm:
         names = [w.model.name for w in self.desk.writers if w.model.name not in self._unreachable]
@@ -239,7 +239,7 @@ class Engineer:
     def _context(self, operator: Operator, given: tuple[Judged, ...], judged: Sequence[Judged]) -> Context:
         desk, tried = self.desk, memory.ideas(self._past, judged)
         edges = desk.archive.edges()
-        shown = [Exhibit(candidate=candidate, judgement=judgement) for candidate, judgement in given]
+        shown = [exhibit(parent, desk.related) for parent in given]
         found = context(desk.task, desk.device, operator, shown, judged, tried, edges, desk.related)
         return self._with_parts(found) if operator == "fuse" and self._fusion else found
 
@@ -256,7 +256,3 @@ class Engineer:
 def _is_written(candidate: Candidate) -> bool:
     """Whether a model wrote it."""
     return candidate.operator not in ("seed", "tune", "import") and candidate.proposer != PROPOSER
-
-
-def _pair(entry: Scored) -> Judged:
-    return entry.candidate, entry.judgement

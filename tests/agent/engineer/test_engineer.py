@@ -345,6 +345,43 @@ def test_kernels_of_other_tasks_are_shown_where_a_structure_is_invented(open_sho
     assert "// a technique" not in edited
 
 
+def test_kernel_of_a_task_much_like_this_one_is_crossed_with_and_on_the_lineage(
+    open_shop: Callable[..., Shop],
+) -> None:
+    answers = [plan("one"), kernel(1), plan("unroll by eight"), kernel(2), plan("both"), kernel(3)]
+    runs = [open_shop(where=name) for name in ("a.db", "b.db")]
+    prompts = []
+    for shop in runs:
+        taught = add_related(shop)
+        with serving(*map(Turn, answers)) as server:
+            endpoint = Endpoint(name="scripted", model="m", base_url=server.url, key_env="")
+            with contextlib.closing(Client(endpoint)) as client:
+                engineer = shop.engineer(client)
+                seed, first, _, crossed = (shop.next(engineer) for _ in range(4))
+        assert (crossed.operator, crossed.parents[1]) == ("crossover", taught.id)
+        assert crossed.parents[0] in (seed.id, first.id)
+        assert shop.archive.candidate(crossed.id).parents == crossed.parents
+        prompts.append([request["messages"][1]["content"] for request in server.requests[4:]])
+    assert prompts[0] == prompts[1]
+    for prompt in prompts[0]:
+        assert "the second is one for another task, other, and is fast there" in prompt
+        assert "only there: `const scalar_t* weight`, `int64_t D`" in prompt
+        assert "only here: `const scalar_t* b`" in prompt
+        assert "// a technique" in prompt
+
+
+def add_related(shop: Shop) -> Candidate:
+    """A kernel on record, of a task with other parameters."""
+    inputs = (shop.task.inputs[0], shop.task.inputs[1].model_copy(update={"name": "weight", "shape": ("D",)}))
+    given = {"name": "other", "version": "other's", "summary": "something alike", "inputs": inputs, "axes": ("N", "D")}
+    task = shop.task.model_copy(update=given)
+    source = f"{shop.seeds[0].source}// a technique\n"
+    taught = shop.seeds[0].model_copy(update={"task": "other", "source": source})
+    shop.archive.add(taught)
+    shop.related = [Related(task, taught, shop.judge.judge(task, taught), 0.5)]
+    return taught
+
+
 def test_recorded_run_is_replayed_without_the_model(open_shop: Callable[..., Shop]) -> None:
     answers = [plan("load four at once"), "no kernel", kernel(1), plan("unroll by eight"), kernel(2)]
     shop, again = open_shop(), open_shop(where="again.db")
