@@ -61,6 +61,31 @@ def test_reply_that_does_not_give_its_candidate_is_found(shop: Shop) -> None:
     assert (last.found, last.reason) == (None, "no fenced code block in the reply")
 
 
+def test_fused_kernel_is_read_again_without_the_tunables_of_its_parts(shop: Shop) -> None:
+    part = shop.seeds[0].model_copy(update={"source": tuned_source(), "tunables": {"WIDE": 64}, "task": "part"})
+    fused = part.model_copy(
+        update={
+            "source": f"{tuned_source()}// fused\n",
+            "tunables": {"WIDE": 1},
+            "task": "toy",
+            "parents": (shop.archive.add(part),),
+            "operator": "compose",
+        }
+    )
+    made = shop.archive.add(fused)
+    reply = Reply(text=f"```cpp\n{fused.source}```", finish="stop", usage={}, seconds=1, model="m").model_dump(
+        mode="json"
+    )  # type: ignore[arg-type]
+    given = {"request": "{}", "reply": canonical(reply), "candidate": made, "attempt": 9, "seconds": 1}
+    shop.archive.record_exchange(Exchange(run=shop.run, model="m", operator="fuse", **given))
+    last = list(replay.read_again(shop.archive, shop.run, shop.task))[-1]
+    assert (last.candidate, last.found, last.reason) == (made, made, "")
+
+
+def tuned_source() -> str:
+    return TUNABLE.removeprefix("```cpp\n").removesuffix("```")
+
+
 def test_verdicts_are_made_again_and_stand_beside_the_record(shop: Shop) -> None:
     run, history = shop.archive.run(shop.run), [c.id for c, _ in shop.archive.history(shop.run)]
     judge = ScriptedJudge(lambda candidate: BuildFailed(log="no") if candidate.tunables else (3.0, 3.0))
