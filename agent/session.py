@@ -104,6 +104,8 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     task = tasks.load(config.task, device.target)
     suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
+    if _chosen(config)[0] == "engineer":
+        _require_askable(config)
     with _sandbox(config, device) as sandbox, Archive.open(config.archive) as archive:
         run = Run(
             task=task.name,
@@ -285,6 +287,20 @@ def writers(config: RunConfig) -> list[str]:
     """Names of the models that a run asks."""
     own = [Command(config.command).name] if config.command else []
     return [*(endpoint.name for endpoint in config.models), *own]
+
+
+def _require_askable(config: RunConfig) -> None:
+    """BadInput where a model cannot be asked: two of one name, no key, no such program, no usable templates."""
+    from agent.models.client import Client
+    from prompts.render import check
+
+    _refuse_doubled(writers(config))
+    for endpoint in config.models:
+        Client(endpoint).close()
+    if config.command:
+        Command(config.command).require()
+    if config.prompts:
+        check(config.prompts)
 
 
 def _refuse_doubled(names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from jinja2 import (
     Environment,
     FileSystemLoader,
     StrictUndefined,
+    Template,
     TemplateError,
     TemplateSyntaxError,
 )
@@ -58,6 +59,13 @@ def render_ask(context: Context, rng: random.Random, folder: Path | None = None)
     """The messages that ask for code at once, with no plan before it. As `render_plan` otherwise."""
     environment = _environment(folder)
     return _messages(environment, context, "ask", _asked(context) | _drawn_menu(environment, context, rng))
+
+
+def check(folder: Path) -> None:
+    """BadInput where a template in `folder` stands in for none of ours, or cannot be read. Not covered: its variables."""
+    environment = _environment(folder)
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        _template(environment, path.name)
 
 
 def _drawn_menu(environment: Environment, context: Context, rng: random.Random) -> dict[str, object]:
@@ -249,18 +257,36 @@ def _check_folder(folder: Path) -> None:
 
 
 def _rendered(environment: Environment, name: str, **values: object) -> str:
+    template = _template(environment, f"{name}{SUFFIX}")
     try:
-        text = environment.get_template(f"{name}{SUFFIX}").render(**values)
+        text = template.render(**values)
     except TemplateSyntaxError as exc:
-        raise BadInput(f"{exc.filename or exc.name}: line {exc.lineno}: {exc.message}") from exc
+        raise _misspelt(exc) from exc
     except UnicodeDecodeError as exc:
-        raise BadInput(f"template {name}{SUFFIX}, or one that it includes, is not UTF-8: {exc}") from exc
+        raise _no_utf8(f"{name}{SUFFIX}", exc) from exc
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, OSError) as exc:
         place = next(_template_lines(exc), None)
         if place is None:
             raise
         raise BadInput(f"{place}: {exc}") from exc
     return text.strip() + "\n"
+
+
+def _template(environment: Environment, name: str) -> Template:
+    try:
+        return environment.get_template(name)
+    except TemplateSyntaxError as exc:
+        raise _misspelt(exc) from exc
+    except UnicodeDecodeError as exc:
+        raise _no_utf8(name, exc) from exc
+
+
+def _no_utf8(name: str, exc: UnicodeDecodeError) -> BadInput:
+    return BadInput(f"template {name}, or one that it includes, is not UTF-8: {exc}")
+
+
+def _misspelt(exc: TemplateSyntaxError) -> BadInput:
+    return BadInput(f"{exc.filename or exc.name}: line {exc.lineno}: {exc.message}")
 
 
 def _template_lines(exc: BaseException) -> Iterator[str]:

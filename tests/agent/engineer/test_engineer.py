@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import steps, tasks
+from agent.engineer.attempt import UNREACHED
 from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
 from agent.engineer.reply import read_source
@@ -309,6 +310,26 @@ def test_endpoint_that_refuses_the_key_is_asked_once(open_shop: Callable[..., Sh
     with pytest.raises(NothingLeft, match="scripted: unauthorised: 401: no such key"):
         shop.next(engineer)
     assert len(shop.archive.exchanges(shop.run)) == 1
+
+
+def test_endpoint_that_never_answered_is_not_asked_for_long(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    nobody = Failed(kind="connection", reason="connection refused", seconds=0.1, attempts=4)
+    engineer = shop.engineer(ScriptedModel([nobody]))
+    shop.next(engineer)
+    with pytest.raises(NothingLeft, match="scripted: connection: connection refused"):
+        shop.next(engineer)
+    assert len(shop.archive.exchanges(shop.run)) == UNREACHED
+    assert shop.reasons()[-1] == "connection: connection refused; it is not asked again"
+
+
+def test_endpoint_that_has_answered_may_be_away_for_a_while(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    nobody = Failed(kind="connection", reason="connection refused", seconds=0.1, attempts=4)
+    answers = [plan("one"), kernel(1), nobody, nobody, nobody, plan("unroll by eight"), kernel(2)]
+    engineer = shop.engineer(ScriptedModel(answers))
+    made = [shop.next(engineer) for _ in range(3)]
+    assert [candidate.proposer for candidate in made] == ["seed", "scripted", "scripted"]
 
 
 def test_call_that_could_go_over_the_budget_is_not_made(open_shop: Callable[..., Shop]) -> None:
