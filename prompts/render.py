@@ -62,7 +62,7 @@ def render_ask(context: Context, rng: random.Random, folder: Path | None = None)
 
 
 def check(folder: Path) -> None:
-    """BadInput where a template in `folder` stands in for none of ours, or cannot be read. Not covered: its variables."""
+    """BadInput where a template in `folder` stands in for none of ours, or is misspelt. Not covered: variables."""
     environment = _environment(folder)
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         _template(environment, path.name)

@@ -76,6 +76,8 @@ def choose(
     related: Sequence[Related] = (),
 ) -> Errand:
     """The next errand; `operator` and the parents `given` are kept to. BadInput where there is none of that kind."""
+    if operator == "fuse":
+        raise BadInput(f"an ask fuses nothing: got 'fuse', wanted translate, repair, {', '.join(IMPROVING)}")
     if given:
         return _of_given(setting, found, operator, given)
     if operator == "translate":

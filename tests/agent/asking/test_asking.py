@@ -105,6 +105,8 @@ def test_what_cannot_be_asked_is_said(setting: Setting, judged: Judged) -> None:
     kernel = judged("int one;", 1.0)
     with pytest.raises(BadInput, match=r"nothing to cross: all kernels that passed are of one kind"):
         make(setting, 1, "crossover")
+    with pytest.raises(BadInput, match="an ask fuses nothing: got 'fuse', wanted translate"):
+        make(setting, 1, "fuse")
     with pytest.raises(BadInput, match=r"operator 'crossover' got 1 parents, wanted 2"):
         make(setting, 1, "crossover", [kernel])
     stranger = kernel.model_copy(update={"task": "mlp"})

@@ -252,7 +252,7 @@ def test_model_whose_context_is_too_small_is_asked_once(open_shop: Callable[...,
     shop.next(engineer)
     with pytest.raises(NothingLeft, match="scripted: too long: no room"):
         shop.next(engineer)
-    assert shop.reasons() == ["too long: no room"]
+    assert shop.reasons() == ["too long: no room; scripted is not asked again"]
 
 
 def test_prompt_that_is_too_long_costs_one_attempt_where_others_were_not(open_shop: Callable[..., Shop]) -> None:
@@ -320,7 +320,7 @@ def test_endpoint_that_never_answered_is_not_asked_for_long(open_shop: Callable[
     with pytest.raises(NothingLeft, match="scripted: connection: connection refused"):
         shop.next(engineer)
     assert len(shop.archive.exchanges(shop.run)) == UNREACHED
-    assert shop.reasons()[-1] == "connection: connection refused; it is not asked again"
+    assert shop.reasons()[-1] == "connection: connection refused; scripted is not asked again"
 
 
 def test_endpoint_that_has_answered_may_be_away_for_a_while(open_shop: Callable[..., Shop]) -> None:
