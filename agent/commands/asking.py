@@ -141,7 +141,7 @@ def tell(
             for told in _settled(opened, list(handed), judging, wanted.sandbox):
                 seen.append(told)
                 if not as_json:
-                    _print(told)
+                    _print(told, _options(archive))
         except KeyboardInterrupt:
             err.print(f"interrupted: {UNFINISHED}", soft_wrap=True)
             raise typer.Exit(130) from None
@@ -216,7 +216,7 @@ def _settled(archive: Archive, handed: Sequence[Waiting | Told], judging: bool, 
                 yield telling.unjudged(each)
 
 
-def _print(told: Told) -> None:
+def _print(told: Told, options: str) -> None:
     if told.status == "Refused":
         err.print(f"error: {told.place}: {told.words}", style="bold red", soft_wrap=True)
         return
@@ -226,7 +226,8 @@ def _print(told: Told) -> None:
     parts: list[Any] = [head]
     if line := " · ".join(fact for fact in facts if fact):
         parts.append(Text(line, style="dim"))
-    parts += [Text(f"\n{told.words}\n"), Text(f"next: {told.next}\n", style="dim")]
+    everywhere = f" (each with{options})" if options else ""
+    parts += [Text(f"\n{told.words}\n"), Text(f"next: {told.next}{everywhere}\n", style="dim")]
     for part in parts:
         out.print(part, soft_wrap=True)
 
