@@ -201,11 +201,9 @@ def exported(found: Exported) -> RenderableType:
 
 def costs(found: Costs) -> RenderableType:
     """What a run's models took: by model and operator, and by the candidates that came of it."""
+    count = f"{found.total.exchanges} exchange{'' if found.total.exchanges == 1 else 's'}"
     parts: list[RenderableType] = [
-        Text(
-            f"run {found.run}: {found.total.exchanges} exchange{'' if found.total.exchanges == 1 else 's'}, {usd(found.total.usd)} USD\n",
-            style="bold",
-        ),
+        Text(f"run {found.run}: {count}, {usd(found.total.usd)} USD\n", style="bold"),
         _shares(("model", "operator"), found.by_operator),
         Text(),
         _shares(
