@@ -1,8 +1,8 @@
 """Language models as the proposer: whom they improve next, and how, while the judge is busy with what they wrote.
 
-A structure that has become the fastest gets a short sweep of its tunables. What earlier attempts came to is read off
-the archive, so that a resumed run goes on where it stood: a candidate that was written and not judged yet is judged
-first. Not covered: what an attempt does (attempt), whether a kernel is any good (the judge).
+A structure that has been the fastest for a while gets a short sweep of its tunables. What earlier attempts came to is
+read off the archive, so that a resumed run goes on where it stood: a candidate that was written and not judged yet is
+judged first. Not covered: what an attempt does (attempt), whether a kernel is any good (the judge).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ GIVE_UP = 24
 """Requests in a row that came to nothing, after which no model is asked again."""
 SWEEP = 2
 """Variants that the tuner tries of a structure that has become the fastest."""
+SETTLED = 4
+"""Candidates of other structures that a leader has to outlast before it is swept: early ones are soon overtaken."""
 REPAIRS = 2
 """Repairs of a repair."""
 IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify", "fuse")
@@ -178,7 +180,9 @@ class Engineer:
         if leader is None:
             return []
         own = [candidate for candidate, _ in judged if candidate.source == leader.candidate.source]
-        if not _is_written(own[0]) or len(own) > SWEEP:
+        since = [candidate.id for candidate, _ in judged].index(own[0].id)
+        others = len(judged) - since - len(own)
+        if not _is_written(own[0]) or len(own) > SWEEP or others < SETTLED:
             return []
         return Tuner(self.desk.task, own[:1], self.desk.device, self.desk.rng_seed).propose(history, 1)
 

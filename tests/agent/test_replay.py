@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from agent import replay, session
+from agent.engineer.engineer import SETTLED, SWEEP
 from agent.models.endpoint import Reply
 from archive import Archive, Exchange, Run
 from archive.records import canonical
 from sandbox.contract import BuildFailed
 from sandbox.errors import BadInput
-from tests.agent.engineer.test_engineer import TUNABLE, ScriptedModel, Shop, kernel, plan
+from tests.agent.engineer.test_engineer import TUNABLE, Shop, TirelessModel, kernel, plan
 from tests.agent.engineer.test_engineer import open_shop as open_shop
 from tests.agent.test_graph import CPU, ScriptedJudge
 
@@ -26,11 +27,11 @@ extern "C" void toy(float* out, const float* a, const float* b, int64_t N, void*
 
 @pytest.fixture
 def shop(open_shop: Callable[..., Shop]) -> Shop:
-    """A seed, a kernel after a reply in vain, two variants of it, an edit of one of them."""
+    """A seed, a kernel after a reply in vain, an edit, others, and two variants of the first kernel."""
     made = open_shop()
     made.judge.speed = lambda candidate: (5.0, 5.0) if "WIDE" in candidate.source else (6.0, 6.0)
-    engineer = made.engineer(ScriptedModel([plan("widen"), "no kernel", TUNABLE, plan("turn round"), EDIT]))
-    for _ in range(5):
+    engineer = made.engineer(TirelessModel([plan("widen"), "no kernel", TUNABLE, plan("turn round"), EDIT]))
+    for _ in range(2 + SETTLED + SWEEP):
         made.next(engineer)
     made.archive.update_run(made.run, status="finished", winners={"w": made.seeds[0].id})
     return made
@@ -45,7 +46,7 @@ def test_every_reply_gives_the_candidate_it_gave(shop: Shop) -> None:
     read = list(replay.read_again(shop.archive, shop.run, shop.task))
     written = [c.id for c, _ in shop.archive.history(shop.run) if c.proposer == "scripted"]
     assert [each.candidate for each in read] == written
-    assert len(read) == 2
+    assert len(read) == 1 + SETTLED
     assert all(each.same for each in read)
 
 
@@ -104,7 +105,7 @@ def test_replay_without_judging_needs_nothing_but_the_archive(shop: Shop, tmp_pa
     with Archive.open(tmp_path / "theirs.db") as theirs:
         theirs.import_(tmp_path / "all.jsonl")
         found = session.replay(theirs, theirs.run(shop.run), str(shop.task.folder), False, shop.events.append)
-        assert (found.same, found.again, found.compared, len(found.read)) == (True, None, (), 2)
+        assert (found.same, found.again, found.compared, len(found.read)) == (True, None, (), 1 + SETTLED)
         assert [run.id for run in theirs.runs()] == [shop.run]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent import steps, tasks
 from agent.engineer.attempt import UNREACHED
-from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
+from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SETTLED, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
 from agent.engineer.reply import read_source
 from agent.engineer.retrieval import Related
@@ -67,6 +67,21 @@ class ScriptedModel:
             return answer
         usage = Usage(input_tokens=1000, cached_tokens=0, output_tokens=100)
         return Reply(text=answer, finish="stop", usage=usage, seconds=0.1, model="m")
+
+
+class TirelessModel(ScriptedModel):
+    """After its answers one kernel after the other, planned first where a plan is asked for."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        super().__init__(answers)
+        self.scripted = len(answers)
+
+    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
+        number = len(self.asked)
+        if number >= self.scripted:
+            planned = "expected_speedup" in messages[1].content
+            self.answers = [plan(f"number {number}") if planned else kernel(number)]
+        return super().complete(messages)
 
 
 class Shop:
@@ -205,13 +220,13 @@ def faster_by_width(candidate: Candidate) -> tuple[float, float]:
     return (5.0, 5.0) if "WIDE" in candidate.source else (6.0, 6.0)
 
 
-def test_structure_that_leads_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
+def test_structure_that_has_led_for_a_while_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
     shop = open_shop()
     shop.judge.speed = faster_by_width
-    model = ScriptedModel([plan("widen"), TUNABLE, plan("unroll by eight"), kernel(1)])
-    engineer = shop.engineer(model)
-    made = [shop.next(engineer) for _ in range(3 + SWEEP)]
-    assert [candidate.operator for candidate in made] == ["seed", "propose", *["tune"] * SWEEP, "propose"]
+    engineer = shop.engineer(TirelessModel([plan("widen"), TUNABLE]))
+    made = [shop.next(engineer) for _ in range(2 + SETTLED + SWEEP + 1)]
+    tuned = [candidate.operator == "tune" for candidate in made]
+    assert tuned == [*[False] * (2 + SETTLED), *[True] * SWEEP, False]
 
 
 def test_structure_that_does_not_lead_is_not_swept(open_shop: Callable[..., Shop]) -> None:
