@@ -1,6 +1,6 @@
 # make run TASK=attention [TARGET=auto|cuda|cpu] [ARGS="--budget-evals 40"]   search for kernels
 # make test                                                                   everything that needs no GPU and no Docker
-# make test-llm                                                               a search with a tiny language model on this machine
+# make test-llm [LLM_PYTHON=venv/bin/python]                                   a search with a tiny language model on this machine
 # make test-wheel WHEEL=dist/….whl                                            its tests under several versions of PyTorch
 # make check                                                                  format, lint, types, layers
 PYTHON ?= python3
@@ -19,6 +19,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 # A model and its server have nothing to do with the project's own dependencies. Without these flags the server is built
 # for this very processor and breaks where a virtual machine promises what it does not keep.
+# LLM_PYTHON names another Python that has both.
 LLM_VENV := .venv-llm
 LLM_STAMP := $(LLM_VENV)/.installed
 LLM_CMAKE := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=OFF -DGGML_AMX_TILE=OFF
@@ -33,7 +34,7 @@ run: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-llm: $(DEV_STAMP) $(LLM_STAMP)
+test-llm: $(DEV_STAMP) $(if $(LLM_PYTHON),,$(LLM_STAMP))
 	$(BIN)/python -m pytest -m llm -s tests/agent/llm
 
 test-wheel: $(DEV_STAMP)

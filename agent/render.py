@@ -65,7 +65,8 @@ def candidate_page(candidate: Candidate, judgements: Sequence[Judgement], lineag
     facts.add_row("task", f"{candidate.task} · {candidate.target}")
     facts.add_row("by", f"{candidate.proposer} ({candidate.operator}) {candidate.note}")
     facts.add_row("tunables", tunables(candidate.tunables))
-    facts.add_row("lineage", " → ".join(label(c) for c in lineage))
+    others = {c.id: f" (of {c.task})" for c in lineage if c.task != candidate.task}
+    facts.add_row("lineage", " → ".join(f"{label(c)}{others.get(c.id, '')}" for c in lineage))
     pages = [part for judgement in judgements for part in _judgement_parts(judgement)]
     return Group(facts, *(pages or [Text("not judged yet")]), Text(), source(candidate))
 
@@ -218,8 +219,9 @@ def verified(findings: Sequence[Verified]) -> RenderableType:
 
 def costs(found: Costs) -> RenderableType:
     """What a run's models took: by model and operator, and by the candidates that came of it."""
+    count = f"{found.total.exchanges} exchange{'' if found.total.exchanges == 1 else 's'}"
     parts: list[RenderableType] = [
-        Text(f"run {found.run}: {found.total.exchanges} exchanges, {usd(found.total.usd)} USD\n", style="bold"),
+        Text(f"run {found.run}: {count}, {usd(found.total.usd)} USD\n", style="bold"),
         _shares(("model", "operator"), found.by_operator),
         Text(),
         _shares(
@@ -248,7 +250,8 @@ def _shares(names: tuple[str, ...], shares: Sequence[Share]) -> Table:
 def replayed(found: Replayed) -> RenderableType:
     """What a replay found, beside the record."""
     same = sum(read.same for read in found.read)
-    lines = [f"run {found.run}: {same} of {len(found.read)} recorded replies give the candidate they gave then"]
+    known = f"{same} of {len(found.read)} recorded replies give the candidate they gave then"
+    lines = [f"run {found.run}: {known if found.read else 'no candidate came of a reply'}"]
     lines += [f"  {short(read.candidate)}: {_instead(read)}" for read in found.read if not read.same]
     if found.again is None:
         return Text("\n".join(lines))

@@ -80,7 +80,9 @@ def read_again(archive: Archive, run_id: str, task: Task) -> Iterator[Read]:
 
 def _read(archive: Archive, candidate: Candidate, exchange: Exchange, task: Task) -> Read:
     reply = Reply.model_validate_json(exchange.reply or "")
-    parent = archive.candidate(candidate.parents[0]) if candidate.parents else None
+    # Of the kernels of parts a fused one takes over no tunable and no line.
+    kept = candidate.parents if candidate.operator != "compose" else ()
+    parent = archive.candidate(kept[0]) if kept else None
     source = read_source(reply.text, task, parent.source if parent else None, reply.finish)
     if isinstance(source, Unusable):
         return Read(candidate=candidate.id, model=exchange.model, found=None, reason=source.reason)

@@ -104,6 +104,8 @@ def start(config: RunConfig, announce: Announce, report: Report, on_drain: Calla
     task = tasks.load(config.task, device.target)
     suitable(task, device, config.seed_kernels, required=_chosen(config)[0] != "engineer")
     _require_writable(config.out)
+    if _chosen(config)[0] == "engineer":
+        _require_askable(config)
     with _sandbox(config, device) as sandbox, published.open_archive(config.archive) as archive:
         run = Run(
             task=task.name,
@@ -121,7 +123,6 @@ def preview(config: RunConfig) -> Preview:
     """What a new run would ask first and might cost; nothing is asked, judged or recorded."""
     from agent import preview as previews
     from agent.engineer import retrieval
-    from agent.engineer.contexts import FOREIGN
 
     if not config.task:
         raise BadInput(NO_TASK)
@@ -138,7 +139,7 @@ def preview(config: RunConfig) -> Preview:
         with published.open_archive(config.archive) as archive:
             known = [(s, archive.judged(s.id, task.version, task.target, device.name)) for s in seeds]
             judged = [(seed, judgement) for seed, judgement in known if judgement]
-            related = retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN)
+            related = retrieval.on_record(task, archive, device)
     rates = [previews.Rate(model=end.name, price=end.price, max_tokens=end.max_tokens) for end in config.models]
     rates += [previews.Rate(model=name, price=None, max_tokens=0) for name in writers(config)[len(rates) :]]
     return previews.preview(config, task, device, seeds, judged, related, rates)
@@ -288,6 +289,20 @@ def writers(config: RunConfig) -> list[str]:
     return [*(endpoint.name for endpoint in config.models), *own]
 
 
+def _require_askable(config: RunConfig) -> None:
+    """BadInput where a model cannot be asked: two of one name, no key, no such program, no usable templates."""
+    from agent.models.client import Client
+    from prompts.render import check
+
+    _refuse_doubled(writers(config))
+    for endpoint in config.models:
+        Client(endpoint).close()
+    if config.command:
+        Command(config.command).require()
+    if config.prompts:
+        check(config.prompts)
+
+
 def _refuse_doubled(names: Sequence[str]) -> None:
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"two models are called {doubled!r}: give each a name of its own")
@@ -306,7 +321,6 @@ def _engineer(
     """With clients for the run's models. BadInput where a key is missing, or two models have one name."""
     # Imported here: the tuner's runs need no client.
     from agent.engineer import retrieval
-    from agent.engineer.contexts import FOREIGN
     from agent.engineer.engineer import Desk, Engineer, Writer
     from agent.engineer.reply import plan_schema
     from agent.models import prices
@@ -340,7 +354,7 @@ def _engineer(
             budget_seconds=config.budget.seconds,
             report=report,
             templates=config.prompts,
-            related=retrieval.related(task, retrieval.shelves(archive, device), device, FOREIGN),
+            related=retrieval.on_record(task, archive, device),
             slots=slots(config),
         )
         yield stack.enter_context(Engineer(desk))

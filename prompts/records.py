@@ -61,6 +61,8 @@ class Exhibit(Record):
 
     candidate: Candidate
     judgement: Judgement | None
+    elsewhere: Task | None = None
+    """The task that it was written for and judged on; None for the one at hand."""
 
 
 class Foreign(Record):

@@ -19,10 +19,12 @@ from jinja2 import (
     Environment,
     FileSystemLoader,
     StrictUndefined,
+    Template,
     TemplateError,
     TemplateSyntaxError,
 )
 
+from prompts.abi import differences
 from prompts.hidden import concealed, names_hidden
 from prompts.records import PARENTS, Context, Exhibit, Foreign, Idea, Message, PartExhibit
 from prompts.words import ratio, size, verdict_words, workload_words
@@ -57,6 +59,13 @@ def render_ask(context: Context, rng: random.Random, folder: Path | None = None)
     """The messages that ask for code at once, with no plan before it. As `render_plan` otherwise."""
     environment = _environment(folder)
     return _messages(environment, context, "ask", _asked(context) | _drawn_menu(environment, context, rng))
+
+
+def check(folder: Path) -> None:
+    """BadInput where a template in `folder` stands in for none of ours, or is misspelt. Not covered: variables."""
+    environment = _environment(folder)
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        _template(environment, path.name)
 
 
 def _drawn_menu(environment: Environment, context: Context, rng: random.Random) -> dict[str, object]:
@@ -152,13 +161,27 @@ def _reference(task: Task) -> str:
 
 
 def _shown(exhibit: Exhibit, context: Context) -> dict[str, object]:
-    candidate = exhibit.candidate
+    """As seen from the task it was written for; the held-out workloads of both are secret."""
+    candidate, other = exhibit.candidate, exhibit.elsewhere
+    task = other or context.task
+    verdict = verdict_words(exhibit, task)
     return {
         "id": candidate.id[:SHORT_ID],
         "source": candidate.source.strip("\n"),
         "fence": _fence(candidate.source),
-        "tunables": _changed_tunables(candidate, context.task),
-        "verdict": verdict_words(exhibit, context.task),
+        "tunables": _changed_tunables(candidate, task),
+        "verdict": concealed(verdict, context.task) if other else verdict,
+        "elsewhere": _elsewhere(other, context.task) if other else None,
+    }
+
+
+def _elsewhere(other: Task, task: Task) -> dict[str, object]:
+    """Another task, and how its kernels are called otherwise than those of the task at hand."""
+    return {
+        "task": other.name,
+        "summary": other.summary,
+        "prototype": prototype(other, other.name),
+        "differences": list(differences(task, other)),
     }
 
 
@@ -169,14 +192,11 @@ def _foreign(kernel: Foreign) -> dict[str, object]:
 
 
 def _part(part: PartExhibit, context: Context) -> dict[str, object]:
-    """As seen from its own task; the held-out workloads of both are secret."""
-    own = context.model_copy(update={"task": part.task})
-    shown = _shown(part.exhibit, own)
     return {
         "name": part.task.name,
         "summary": part.task.summary,
         "prototype": prototype(part.task, part.task.name),
-        "exhibit": shown | {"verdict": concealed(str(shown["verdict"]), context.task)},
+        "exhibit": _shown(part.exhibit.model_copy(update={"elsewhere": part.task}), context),
     }
 
 
@@ -237,18 +257,36 @@ def _check_folder(folder: Path) -> None:
 
 
 def _rendered(environment: Environment, name: str, **values: object) -> str:
+    template = _template(environment, f"{name}{SUFFIX}")
     try:
-        text = environment.get_template(f"{name}{SUFFIX}").render(**values)
+        text = template.render(**values)
     except TemplateSyntaxError as exc:
-        raise BadInput(f"{exc.filename or exc.name}: line {exc.lineno}: {exc.message}") from exc
+        raise _misspelt(exc) from exc
     except UnicodeDecodeError as exc:
-        raise BadInput(f"template {name}{SUFFIX}, or one that it includes, is not UTF-8: {exc}") from exc
+        raise _no_utf8(f"{name}{SUFFIX}", exc) from exc
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, OSError) as exc:
         place = next(_template_lines(exc), None)
         if place is None:
             raise
         raise BadInput(f"{place}: {exc}") from exc
     return text.strip() + "\n"
+
+
+def _template(environment: Environment, name: str) -> Template:
+    try:
+        return environment.get_template(name)
+    except TemplateSyntaxError as exc:
+        raise _misspelt(exc) from exc
+    except UnicodeDecodeError as exc:
+        raise _no_utf8(name, exc) from exc
+
+
+def _no_utf8(name: str, exc: UnicodeDecodeError) -> BadInput:
+    return BadInput(f"template {name}, or one that it includes, is not UTF-8: {exc}")
+
+
+def _misspelt(exc: TemplateSyntaxError) -> BadInput:
+    return BadInput(f"{exc.filename or exc.name}: line {exc.lineno}: {exc.message}")
 
 
 def _template_lines(exc: BaseException) -> Iterator[str]:

@@ -35,12 +35,17 @@ def nbytes(tensor: TensorSpec, workload: Workload) -> int:
 
 def prototype(task: Task, kernel: str, tensormaps: tuple[str, ...] = ()) -> str:
     """The kernel's declaration, parameters in contract order, without `extern "C"` or `__global__`."""
-    inputs = [f"const {_c_type(t)}* {t.name}" for t in task.inputs]
+    maps = [f"const __grid_constant__ CUtensorMap {name}" for name in tensormaps]
+    return f"void {kernel}({', '.join([*parameters(task), 'void* workspace', *maps])})"
+
+
+def parameters(task: Task) -> list[str]:
+    """Those that the task gives a kernel, as C declares them, without workspace and tensor maps."""
     changed = [f"{_c_type(t)}* {t.name}" for t in (*task.outputs, *task.inouts)]
+    inputs = [f"const {_c_type(t)}* {t.name}" for t in task.inputs]
     axes = [f"int64_t {axis}" for axis in task.axes]
     scalars = [f"{SCALAR_C_TYPES[s.type]} {s.name}" for s in task.scalars]
-    maps = [f"const __grid_constant__ CUtensorMap {name}" for name in tensormaps]
-    return f"void {kernel}({', '.join([*changed, *inputs, *axes, *scalars, 'void* workspace', *maps])})"
+    return [*changed, *inputs, *axes, *scalars]
 
 
 def _c_type(tensor: TensorSpec) -> str:

@@ -13,6 +13,7 @@ from agent.asking.choice import Errand, Known
 from agent.asking.setting import Setting, run_of
 from agent.engineer import contexts, retrieval
 from agent.engineer.records import Context, Message, Operator
+from agent.engineer.retrieval import Related
 from archive import Ask, Run
 from archive.records import canonical
 from prompts.render import render_ask
@@ -49,8 +50,9 @@ def make(
 def _one(setting: Setting, run: Run, operator: Operator | None, given: Sequence[Candidate]) -> Prompt:
     found = choice.known(setting, run)
     rng = random.Random(f"{setting.config.seed} {found.asked}")
-    errand = choice.choose(setting, found, operator, given, rng)
-    messages = render_ask(context(setting, found, errand), rng, setting.config.prompts)
+    related = retrieval.on_record(setting.task, setting.archive, setting.device)
+    errand = choice.choose(setting, found, operator, given, rng, related)
+    messages = render_ask(context(setting, found, errand, related), rng, setting.config.prompts)
     # A seed that nobody has judged is not in the archive yet.
     parents = tuple(setting.archive.add(exhibit.candidate) for exhibit in errand.parents)
     ask = Ask(
@@ -73,12 +75,11 @@ def _one(setting: Setting, run: Run, operator: Operator | None, given: Sequence[
     )
 
 
-def context(setting: Setting, found: Known, errand: Errand) -> Context:
+def context(setting: Setting, found: Known, errand: Errand, related: Sequence[Related]) -> Context:
     """What the prompt for an errand draws on."""
     task, device, archive = setting.task, setting.device, setting.archive
     own = [exhibit.candidate.id for exhibit in errand.parents]
     learnt = lessons.of_lineage(found.judged, own, archive.edges())
-    related = retrieval.related(task, retrieval.shelves(archive, device), device, contexts.FOREIGN)
     shown = contexts.context(task, device, errand.operator, errand.parents, found.judged, related=related)
     return shown.model_copy(update={"lessons": tuple(lesson.line for lesson in learnt[-LESSONS:])})
 

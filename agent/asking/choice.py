@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from agent.asking.setting import Setting, history, seeds
 from agent.engineer import bandit, memory, parents
 from agent.engineer.bandit import Arm
+from agent.engineer.contexts import exhibit
 from agent.engineer.records import PARENTS, Exhibit, Operator
-from agent.engineer.scores import Scored
+from agent.engineer.retrieval import Related
 from agent.steps import Judged
 from archive import Ask, Exchange, Run
 from archive.lineage import ancestors
@@ -67,9 +68,16 @@ def request_of(ask: str) -> str:
 
 
 def choose(
-    setting: Setting, found: Known, operator: Operator | None, given: Sequence[Candidate], rng: random.Random
+    setting: Setting,
+    found: Known,
+    operator: Operator | None,
+    given: Sequence[Candidate],
+    rng: random.Random,
+    related: Sequence[Related] = (),
 ) -> Errand:
     """The next errand; `operator` and the parents `given` are kept to. BadInput where there is none of that kind."""
+    if operator == "fuse":
+        raise BadInput(f"an ask fuses nothing: got 'fuse', wanted translate, repair, {', '.join(IMPROVING)}")
     if given:
         return _of_given(setting, found, operator, given)
     if operator == "translate":
@@ -84,15 +92,17 @@ def choose(
     choice = parents.choose(members, born, setting.task, setting.device, rng)
     if choice is None:
         return _of_seeds(setting, found, operator, rng)
-    mate = parents.mate(members, choice.parent, born, setting.task, setting.device, rng)
+    mate = parents.mate(members, choice.parent, born, setting.task, setting.device, rng, related)
     picked = operator or _picked([o for o in IMPROVING if o != "crossover" or mate], found)
+    parent = Exhibit(candidate=choice.parent.candidate, judgement=choice.parent.judgement)
     if picked != "crossover":
-        return Errand(picked, (_shown(choice.parent),))
+        return Errand(picked, (parent,))
     if mate is None:
         raise BadInput(
-            "nothing to cross: all kernels that passed are of one kind; wanted two kinds, or two --parent ID"
+            "nothing to cross: all kernels that passed are of one kind, and the archive has none of a task much like "
+            "this one; wanted two kinds, or two --parent ID"
         )
-    return Errand(picked, (_shown(choice.parent), _shown(mate)))
+    return Errand(picked, (parent, exhibit(mate, related)))
 
 
 def _of_given(setting: Setting, found: Known, operator: Operator | None, given: Sequence[Candidate]) -> Errand:
@@ -153,7 +163,3 @@ def _broken(setting: Setting, found: Known, anyone: bool) -> Judged | None:
         if sum(ancestor.operator == "repair" for ancestor in line) < REPAIRS or anyone:
             return candidate, judgement
     return None
-
-
-def _shown(entry: Scored) -> Exhibit:
-    return Exhibit(candidate=entry.candidate, judgement=entry.judgement)

@@ -11,16 +11,17 @@ MARK = "warpsmith-ask:"
 SHORT = 12
 
 
-def markdown(prompts: Sequence[Prompt], by_tool: bool = False, rules: bool = True) -> str:
+def markdown(prompts: Sequence[Prompt], by_tool: bool = False, rules: bool = True, options: str = "") -> str:
     """The document. Asks that were made together have the same system message: the `rules`.
 
-    `by_tool` is for agents that answer with the server's tool `tell` rather than with a file.
+    `by_tool` is for agents that answer with the server's tool `tell` rather than with a file; the command that takes a
+    file is shown with `options`.
     """
     system = [prompts[0].messages[0].content] if rules else []
-    return "\n".join([*system, *(line for prompt in prompts for line in _asked(prompt, by_tool))])
+    return "\n".join([*system, *(line for prompt in prompts for line in _asked(prompt, by_tool, options))])
 
 
-def _asked(prompt: Prompt, by_tool: bool) -> Iterator[str]:
+def _asked(prompt: Prompt, by_tool: bool, options: str) -> Iterator[str]:
     yield f"---\n\nAsk {prompt.ask[:SHORT]}: {prompt.operator}, for {prompt.task} · {prompt.target} · {prompt.device}\n"
     yield from (message.content for message in prompt.messages[1:])
     yield "\n# Handing it in\n"
@@ -31,7 +32,7 @@ def _asked(prompt: Prompt, by_tool: bool) -> Iterator[str]:
         "The first line of your reply is this, so that it is known what it answers:\n",
         f"    {MARK} {prompt.ask[:SHORT]}\n",
         "The next line says in one sentence what you changed. Save the reply to a file and hand it in with\n",
-        "    warpsmith tell FILE --as NAME\n",
+        f"    warpsmith tell FILE --as NAME{options}\n",
         "which judges it and prints the verdict.",
         "",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from json import JSONDecodeError
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -47,7 +46,12 @@ class Answer(Record):
     def _one_text(self) -> Answer:
         if bool(self.reply) == bool(self.source):
             raise ValueError("wanted either a reply or a source")
+        if any("\ud800" <= character <= "\udfff" for text in self._texts() for character in text):
+            raise ValueError("it holds a character that is none (a lone surrogate)")
         return self
+
+    def _texts(self) -> tuple[str, ...]:
+        return self.ask, self.reply, self.source, self.note, self.proposer
 
     @property
     def text(self) -> str:
@@ -131,7 +135,7 @@ def _from_json(name: str, text: str, ask: str | None) -> Iterator[Answer | Unrea
 def _of_line(place: str, line: str, ask: str | None) -> Answer | Unreadable:
     try:
         return answer_of(place, json.loads(line), ask)
-    except (JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         return Unreadable(place=place, reason=f"not JSON: {exc}")
 
 

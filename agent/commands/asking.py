@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,12 +68,18 @@ def ask(
         given = [opened.candidate(each) for each in parent or ()]
         made = asking.make(found, n, operator, given)
     err.print(_announced(made, why), style="dim", soft_wrap=True)
+    text = markdown(made, options=_options(archive))
     if file is not None:
-        _write(file, made, as_json)
+        _write(file, made, None if as_json else text)
     elif as_json:
         print_json([prompt.model_dump(mode="json") for prompt in made])
     else:
-        sys.stdout.write(markdown(made))
+        sys.stdout.write(text)
+
+
+def _options(archive: str | None) -> str:
+    """What `tell` has to be given; an address of a database may hold a password, which no prompt needs to know."""
+    return f" --archive {'URL' if '://' in archive else shlex.quote(archive)}" if archive else ""
 
 
 def _announced(made: Sequence[Prompt], why: str) -> str:
@@ -80,18 +87,17 @@ def _announced(made: Sequence[Prompt], why: str) -> str:
     return f"asked for {made[0].task} · {made[0].target} · {made[0].device}, {why}: {asks}"
 
 
-def _write(file: Path, made: Sequence[Prompt], as_json: bool) -> None:
+def _write(file: Path, made: Sequence[Prompt], document: str | None) -> None:
+    """As a document, or as JSON where there is none."""
     import json
 
-    from agent.asking.document import markdown
-
     dumped = [prompt.model_dump(mode="json") for prompt in made]
-    text = json.dumps(dumped, ensure_ascii=False, indent=2) + "\n" if as_json else markdown(made)
+    text = document or json.dumps(dumped, ensure_ascii=False, indent=2) + "\n"
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as exc:
         raise BadInput(f"cannot write {file}: {exc.strerror}") from exc
-    if as_json:
+    if document is None:
         print_json({"file": str(file), "asks": [prompt.ask for prompt in made]})
     else:
         out.print(f"{len(made)} ask{'' if len(made) == 1 else 's'} in {file}", soft_wrap=True)
@@ -135,7 +141,7 @@ def tell(
             for told in _settled(opened, list(handed), judging, wanted.sandbox):
                 seen.append(told)
                 if not as_json:
-                    _print(told)
+                    _print(told, _options(archive))
         except KeyboardInterrupt:
             err.print(f"interrupted: {UNFINISHED}", soft_wrap=True)
             raise typer.Exit(130) from None
@@ -210,7 +216,7 @@ def _settled(archive: Archive, handed: Sequence[Waiting | Told], judging: bool, 
                 yield telling.unjudged(each)
 
 
-def _print(told: Told) -> None:
+def _print(told: Told, options: str) -> None:
     if told.status == "Refused":
         err.print(f"error: {told.place}: {told.words}", style="bold red", soft_wrap=True)
         return
@@ -220,7 +226,8 @@ def _print(told: Told) -> None:
     parts: list[Any] = [head]
     if line := " · ".join(fact for fact in facts if fact):
         parts.append(Text(line, style="dim"))
-    parts += [Text(f"\n{told.words}\n"), Text(f"next: {told.next}\n", style="dim")]
+    everywhere = f" (each with{options})" if options else ""
+    parts += [Text(f"\n{told.words}\n"), Text(f"next: {told.next}{everywhere}\n", style="dim")]
     for part in parts:
         out.print(part, soft_wrap=True)
 

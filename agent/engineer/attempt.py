@@ -20,7 +20,7 @@ from agent.engineer.bandit import Arm
 from agent.engineer.records import Context, Message, Operator, Plan
 from agent.engineer.reply import Unusable, read_plan, read_source
 from agent.engineer.retrieval import Related
-from agent.models.endpoint import Price, Reply
+from agent.models.endpoint import Failed, Price, Reply
 from agent.models.ledger import Ledger, OverCap
 from agent.models.prices import cost, reserve
 from agent.models.recording import Recorded
@@ -34,6 +34,8 @@ from sandbox.errors import PlanError
 
 PLANNED: tuple[Operator, ...] = ("rewrite", "edit", "crossover")
 """Operators that carry out a plan."""
+UNREACHED = 2
+"""Requests to an address that never answered, each tried several times, after which the model is taken to be absent."""
 RECORDED_AS: Mapping[str, contract.Operator] = {
     "translate": "translate",
     "crossover": "crossover",
@@ -137,7 +139,8 @@ def carry_out(desk: Desk, attempt: Attempt) -> Vain | None:
         source = _written(desk, attempt, context, asked)
         _keep(desk, attempt, _candidate(desk, attempt, context, source), asked)
     except _InVain as vain:
-        desk.report(Unused(name, vain.purpose, str(vain)))
+        end = f"; {name} is not asked again" if vain.for_good else ""
+        desk.report(Unused(name, vain.purpose, f"{vain}{end}"))
         return Vain(name, unreachable=str(vain) if vain.for_good else "")
     except _OverBudget as over:
         return Vain(name, over_budget=str(over))
@@ -202,16 +205,17 @@ def _ask(desk: Desk, attempt: Attempt, purpose: str, messages: Sequence[Message]
         return answer
     if answer.kind == "out of time":
         raise _OverBudget(f"budget spent: {answer.reason}")
-    refused = answer.kind in ("unauthorised", "bad request") or (
-        answer.kind == "too long" and not _has_replied(desk, writer)
-    )
-    raise _InVain(purpose, f"{answer.kind}: {answer.reason}", for_good=refused)
+    raise _InVain(purpose, f"{answer.kind}: {answer.reason}", for_good=_is_for_good(desk, writer, answer))
 
 
-def _has_replied(desk: Desk, writer: Writer) -> bool:
-    """Whether some prompt of this run was short enough for the model."""
-    exchanges = desk.archive.exchanges(desk.run_id)
-    return any(exchange.model == writer.model.name and exchange.reply is not None for exchange in exchanges)
+def _is_for_good(desk: Desk, writer: Writer, failed: Failed) -> bool:
+    """Whether the model would fail at the next request, too."""
+    if failed.kind in ("unauthorised", "bad request"):
+        return True
+    asked = [exchange for exchange in desk.archive.exchanges(desk.run_id) if exchange.model == writer.model.name]
+    patience = {"too long": 1, "connection": UNREACHED}.get(failed.kind)
+    # Where some prompt was answered, the model is there, and the next one may be shorter.
+    return patience is not None and len(asked) >= patience and not any(exchange.reply for exchange in asked)
 
 
 # ---------------------------------------------------------------- the candidate

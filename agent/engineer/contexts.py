@@ -35,7 +35,7 @@ def context(
     related: Sequence[Related] = (),
 ) -> Context:
     """For an operator on these parents; `tried` are the run's ideas, `edges` its lineage."""
-    own = {exhibit.candidate.id for exhibit in parents}
+    own = {parent.candidate.id for parent in parents}
     ranked = sorted(elites(judged, task, device).values(), key=lambda entry: -entry.score)
     others = [entry for entry in ranked if entry.candidate.id not in own][:INSPIRATIONS]
     return Context(
@@ -47,6 +47,14 @@ def context(
         foreign=tuple(_foreign(each) for each in related[:FOREIGN]) if operator in _INVENTING else (),
         ideas=tuple(ideas.of_lineage(tried, parents[0].candidate.id, edges or {})) if parents else (),
     )
+
+
+def exhibit(judged: Judged, related: Sequence[Related]) -> Exhibit:
+    """Of a parent, with the task that it was judged on where that is one of the `related`."""
+    candidate, judgement = judged
+    version = judgement.task_version
+    others = [r.task for r in related if (r.candidate.id, r.judgement.task_version) == (candidate.id, version)]
+    return Exhibit(candidate=candidate, judgement=judgement, elsewhere=others[0] if others else None)
 
 
 def _foreign(found: Related) -> Foreign:

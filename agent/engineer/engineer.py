@@ -1,8 +1,8 @@
 """Language models as the proposer: whom they improve next, and how, while the judge is busy with what they wrote.
 
-A structure that has become the fastest gets a short sweep of its tunables. What earlier attempts came to is read off
-the archive, so that a resumed run goes on where it stood: a candidate that was written and not judged yet is judged
-first. Not covered: what an attempt does (attempt), whether a kernel is any good (the judge).
+A structure that has been the fastest for a while gets a short sweep of its tunables. What earlier attempts came to is
+read off the archive, so that a resumed run goes on where it stood: a candidate that was written and not judged yet is
+judged first. Not covered: what an attempt does (attempt), whether a kernel is any good (the judge).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from agent import fusion
 from agent.engineer import bandit, memory, parents, stopping
 from agent.engineer.attempt import PLANNED, Attempt, Desk, Writer, carry_out
 from agent.engineer.bandit import Arm
-from agent.engineer.contexts import context
+from agent.engineer.contexts import context, exhibit
 from agent.engineer.records import Context, Exhibit, Operator, PartExhibit
-from agent.engineer.scores import Scored, best, scored
+from agent.engineer.scores import best, scored
 from agent.engineer.slots import Slots
 from agent.fusion import Fusion
 from agent.pair import PROPOSER
@@ -39,6 +39,8 @@ GIVE_UP = 24
 """Requests in a row that came to nothing, after which no model is asked again."""
 SWEEP = 2
 """Variants that the tuner tries of a structure that has become the fastest."""
+SETTLED = 4
+"""Candidates of other structures that a leader has to outlast before it is swept: early ones are soon overtaken."""
 REPAIRS = 2
 """Repairs of a repair."""
 IMPROVING: tuple[Operator, ...] = (*PLANNED, "simplify", "fuse")
@@ -178,7 +180,9 @@ class Engineer:
         if leader is None:
             return []
         own = [candidate for candidate, _ in judged if candidate.source == leader.candidate.source]
-        if not _is_written(own[0]) or len(own) > SWEEP:
+        since = [candidate.id for candidate, _ in judged].index(own[0].id)
+        others = len(judged) - since - len(own)
+        if not _is_written(own[0]) or len(own) > SWEEP or others < SETTLED:
             return []
         return Tuner(self.desk.task, own[:1], self.desk.device, self.desk.rng_seed).propose(history, 1)
 
@@ -204,11 +208,11 @@ class Engineer:
         choice = parents.choose(members, born, desk.task, desk.device, rng)
         if choice is None:
             return (), ("translate",)
-        mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng)
+        mate = parents.mate(members, choice.parent, born, desk.task, desk.device, rng, desk.related)
         fusable = self._fusion is not None and fusion.passed(self._fusion.pair, judged)
         possible = {"crossover": mate is not None, "fuse": fusable}
         offered = [operator for operator in IMPROVING if possible.get(operator, True)]
-        return (_pair(choice.parent), *([_pair(mate)] if mate else [])), offered
+        return ((choice.parent.candidate, choice.parent.judgement), *([mate] if mate else [])), offered
 
     def _arm(self, judged: Sequence[Judged], operators: Sequence[Operator]) -> Arm:
         names = [w.model.name for w in self.desk.writers if w.model.name not in self._unreachable]
@@ -239,7 +243,7 @@ class Engineer:
     def _context(self, operator: Operator, given: tuple[Judged, ...], judged: Sequence[Judged]) -> Context:
         desk, tried = self.desk, memory.ideas(self._past, judged)
         edges = desk.archive.edges()
-        shown = [Exhibit(candidate=candidate, judgement=judgement) for candidate, judgement in given]
+        shown = [exhibit(parent, desk.related) for parent in given]
         found = context(desk.task, desk.device, operator, shown, judged, tried, edges, desk.related)
         return self._with_parts(found) if operator == "fuse" and self._fusion else found
 
@@ -256,7 +260,3 @@ class Engineer:
 def _is_written(candidate: Candidate) -> bool:
     """Whether a model wrote it."""
     return candidate.operator not in ("seed", "tune", "import") and candidate.proposer != PROPOSER
-
-
-def _pair(entry: Scored) -> Judged:
-    return entry.candidate, entry.judgement

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.engineer.niches import best_by_cell, cell
+from agent.engineer.retrieval import LEAST_KINSHIP, Related
 from agent.engineer.scores import Scored, best, scored
 from agent.steps import Judged
 from sandbox.contract import Device, Task
@@ -149,12 +150,19 @@ def mate(
     task: Task,
     device: Device,
     rng: random.Random,
-) -> Scored | None:
-    """Whom to cross `parent` with: an elite of another cell, from any island; None where there is no other cell.
+    related: Sequence[Related] = (),
+) -> Judged | None:
+    """Whom to cross `parent` with: an elite of another cell, from any island, or of a task much like this one.
 
-    Weighed by children alone: a mate is wanted for what it does otherwise, be it slower as a whole.
+    None where there is neither. Weighed by children, and kernels of other tasks by similarity, but not by score: a mate
+    is wanted for what it does otherwise, be it slower as a whole.
     """
     everyone = list({entry.candidate.id: entry for island in members for entry in island}.values())
     own = cell(parent, task, device)
     others = [entry for niche, entry in best_by_cell(everyone, task, device).items() if niche != own]
-    return rng.choices(others, [1 / (1 + born.get(entry.candidate.id, 0)) for entry in others])[0] if others else None
+    abroad = [entry for entry in related if entry.similarity >= LEAST_KINSHIP]
+    pool = [(entry.candidate, entry.judgement) for entry in others]
+    pool += [(entry.candidate, entry.judgement) for entry in abroad]
+    likeness = [*(1.0 for _ in others), *(entry.similarity for entry in abroad)]
+    weighed = [like / (1 + born.get(mate.id, 0)) for (mate, _), like in zip(pool, likeness, strict=True)]
+    return rng.choices(pool, weighed)[0] if pool else None

@@ -93,6 +93,8 @@ def source_fault(source: str, task: Task) -> str:
         return f"the source has {count} bytes, at most {MOST_BYTES} are taken"
     if not source.strip():
         return "the source is empty"
+    if "\0" in source:
+        return "the source holds a NUL character"
     try:
         plan = launch_plan.parse(source, task)
         launch_plan.settle(plan, {})

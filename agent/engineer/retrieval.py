@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent import tasks
+from agent import parts, tasks
 from agent.engineer import roofline
 from agent.engineer.niches import elites
 from agent.engineer.tokens import tokens
@@ -20,9 +20,13 @@ from agent.steps import Judged
 from archive import Archive
 from sandbox.contract import JUDGE_VERSION, Candidate, Device, Judgement, Task
 
+MOST = 4
+"""Kernels that a search begins with."""
 PER_TASK = 2
-"""Kernels of one task that are shown at most, so that the next task is seen too."""
+"""Kernels of one task that are offered at most, so that the next task is seen too."""
 LEAST_SIMILARITY = 0.1
+LEAST_KINSHIP = 0.3
+"""Of tasks whose kernels may be crossed: there code is carried over, not only shown."""
 
 Shelf = tuple[Task, Sequence[Judged]]
 """A task, and what was judged for it."""
@@ -36,31 +40,39 @@ class Related:
     candidate: Candidate
     judgement: Judgement
     similarity: float
-    """Of the tasks, 0 to 1."""
+    """Of the tasks, 0 to 1; 1 for a part of the task."""
 
 
-def related(task: Task, shelves: Sequence[Shelf], device: Device, n: int) -> list[Related]:
-    """Up to `n` elites of other tasks, the most similar task first, its fastest kernel first.
+def on_record(task: Task, archive: Archive, device: Device) -> list[Related]:
+    """What the archive has to offer for the device: of the task's parts and of the built-in tasks."""
+    chain = parts.read(task)
+    own = {piece.task.name: piece.task for piece in chain.pieces} if chain else {}
+    return related(task, shelves(archive, device, own), device, MOST, own)
 
-    Versions of the task itself are passed over, and kernels that are no kernels of the contract.
+
+def related(task: Task, shelves: Sequence[Shelf], device: Device, n: int, own: Collection[str] = ()) -> list[Related]:
+    """Up to `n` elites of other tasks, those of its `own` parts first, then the most similar task's; the fastest first.
+
+    The fastest of each part stands before the second of any. Versions of the task itself are passed over, and kernels
+    that are no kernels of the contract.
     """
     others = [shelf for shelf in shelves if shelf[0].target == task.target and shelf[0].name != task.name]
     likeness = similarities(task, [other for other, _ in others], device)
     found = [
-        Related(other, candidate, judgement, likeness[at])
-        for at, (other, judged) in enumerate(others)
-        if likeness[at] >= LEAST_SIMILARITY
-        for candidate, judgement in _fastest(judged, other, device)
+        (place, Related(other, candidate, judgement, 1.0 if other.name in own else similarity))
+        for (other, judged), similarity in zip(others, likeness, strict=True)
+        if other.name in own or similarity >= LEAST_SIMILARITY
+        for place, (candidate, judgement) in enumerate(_fastest(judged, other, device))
     ]
-    return sorted(found, key=lambda entry: -entry.similarity)[:n]
+    return [entry for _, entry in sorted(found, key=lambda placed: (-placed[1].similarity, placed[0]))][:n]
 
 
-def shelves(archive: Archive, device: Device) -> list[Shelf]:
-    """The built-in tasks, each with what the archive knows of its present version on the device."""
+def shelves(archive: Archive, device: Device, own: Mapping[str, Task]) -> list[Shelf]:
+    """The built-in tasks and one's `own` by name, each with what the archive knows of this version on the device."""
     found: list[Shelf] = []
-    for name in tasks.available():
+    for name in dict.fromkeys([*own, *tasks.available()]):
         if judged := archive.judgements(name, device.target, device.name):
-            task = tasks.load(name, device.target)
+            task = own.get(name) or tasks.load(name, device.target)
             found.append((task, [(c, j) for c, j in judged if _comparable(j, task)]))
     return found
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -48,6 +49,11 @@ class Command:
         """End the programs that are running, as where the user wants to stop at once."""
         for program in tuple(self._running):
             _end(program)
+
+    def require(self) -> None:
+        """BadInput where the program is not there."""
+        if shutil.which(self._words[0]) is None:
+            raise BadInput(f"--command: got {self._words[0]!r}, wanted a program that can be started")
 
     def complete(self, messages: Sequence[Message]) -> Reply | Failed:
         """What the program printed; Failed where that is nothing, takes too long or ends in an error."""

@@ -70,7 +70,7 @@ def describe(path: Path, device: str, kernels: bool) -> dict[str, Any]:
         _spec(name, value, batched=known is not None and at in known.inputs)
         for name, (at, value) in zip(_names(module, given), _tensors(given), strict=True)
     ]
-    read = _bytes_read(module, given, mode, device)
+    read = _bytes_read(module, (given, others), mode, device)
     scaled = sum(read[at] for at in known.inputs) if known else 0
     results = [_spec("", value) for value in outputs]
     if known:
@@ -317,26 +317,42 @@ def _is_ordered(value: Tensor) -> bool:
     return value.dtype != torch.bool and _is_rigid(value) and (value.dim() == 1 or square)
 
 
-def _bytes_read(module: Any, given: Sequence[Any], mode: str, device: str) -> dict[int, int]:
+def _bytes_read(module: Any, draws: Sequence[Sequence[Any]], mode: str, device: str) -> dict[int, int]:
     """Bytes on which the answer depends, by their gradients: no more than must be read, by argument, weights under -1.
 
-    Integers, and what a gradient does not reach, count nothing: a floor that is too low accuses nobody.
+    Integers, what a gradient does not reach, and what is read in other places from draw to draw because integers or
+    masks say so, count nothing: a floor that is too low accuses nobody.
     """
+    tensors = _tensors(draws[0])
+    steered = any(not value.is_floating_point() for _, value in tensors)
+    reached = [_reached(module, draw, mode, device) for draw in (draws if steered else draws[:1])]
+    read = {-1: 0} | {i: 0 for i, _ in tensors}
+    if not all(reached):
+        return read  # An operator without a derivative.
+    for (at, first, itemsize), *others in zip(*reached, strict=True):
+        if all(torch.equal(first, other) for _, other, _ in others):
+            read[at] += int(first.sum()) * itemsize
+    return read
+
+
+def _reached(module: Any, given: Sequence[Any], mode: str, device: str) -> list[tuple[int, Tensor, int]]:
+    """By argument, weights under -1: where a gradient arrives, and how many bytes an element has."""
     model = moved(construct(module), device).train(mode == "train")
     arguments = [
         value.requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
         for value in _on(given, device)
     ]
-    read = {-1: 0} | {i: 0 for i, _ in _tensors(given)}
     try:
         outputs = [out for out in outputs_of(model(*arguments)) if out.requires_grad]
         torch.autograd.backward(outputs, [torch.randn_like(out) for out in outputs])
     except RuntimeError:
-        return read  # An operator without a derivative.
-    for at, leaf in (*_tensors(arguments), *((-1, parameter) for parameter in model.parameters())):
-        if leaf.grad is not None:
-            read[at] += int((leaf.grad != 0).sum()) * leaf.itemsize
-    return read
+        return []
+    leaves = (*_tensors(arguments), *((-1, parameter) for parameter in model.parameters()))
+    return [
+        (at, torch.zeros_like(leaf, dtype=torch.bool) if leaf.grad is None else leaf.grad != 0, leaf.itemsize)
+        for at, leaf in leaves
+        if leaf.is_floating_point()
+    ]
 
 
 if __name__ == "__main__":

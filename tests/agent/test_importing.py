@@ -88,6 +88,14 @@ def test_floor_counts_no_more_bytes_than_must_move(tmp_path: Path) -> None:
     assert imported(half)[0].bytes_moved == str(2 * (2 * 8 * 4))
 
 
+def test_floor_counts_nothing_that_integers_may_leave_out(tmp_path: Path) -> None:
+    inputs = "[torch.randn(64, 8), torch.randint(1, 9, (64,))]"
+    ragged = "return (x * (torch.arange(8) < y[:, None])).sum(1)"
+    assert imported(written(tmp_path, ragged, inputs, "x, y"))[0].bytes_moved == str(64 * 4)
+    whole = "return x + y[:, None]"
+    assert imported(written(tmp_path, whole, inputs, "x, y"))[0].bytes_moved == str(2 * 64 * 8 * 4)
+
+
 def test_same_seed_draws_the_same_and_another_seed_others() -> None:
     _, module = imported(DATA / "linear_relu.py")
     first, again, other = (module.draw(seed, "normal", "cpu") for seed in (5, 5, 6))

@@ -91,3 +91,13 @@ def test_the_compilers_report_is_always_there() -> None:
 def test_a_profiler_that_could_not_look_leaves_a_note() -> None:
     shown = page(profile=Profile(tool="none", note="not profiled: ncu not found"))
     assert "not profiled: ncu not found" in lines(shown)
+
+
+def test_ancestor_of_another_task_is_named_with_its_task() -> None:
+    given = {"target": "cpu", "source": "// plain", "operator": "seed", "proposer": "seed"}
+    own, other = Candidate(task="toy", note="mine", **given), Candidate(task="other", note="theirs", **given)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render.candidate_page(own, [], [other.model_copy(update={"source": "// theirs"}), own]))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "theirs (of other) → " in printed
+    assert "mine (of" not in printed

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from agent import replay, session
+from agent.engineer.engineer import SETTLED, SWEEP
 from agent.models.endpoint import Reply
 from archive import Archive, Exchange, Run
 from archive.records import canonical
 from sandbox.contract import BuildFailed
 from sandbox.errors import BadInput
-from tests.agent.engineer.test_engineer import TUNABLE, ScriptedModel, Shop, kernel, plan
+from tests.agent.engineer.test_engineer import TUNABLE, Shop, TirelessModel, kernel, plan
 from tests.agent.engineer.test_engineer import open_shop as open_shop
 from tests.agent.test_graph import CPU, ScriptedJudge
 
@@ -26,11 +27,11 @@ extern "C" void toy(float* out, const float* a, const float* b, int64_t N, void*
 
 @pytest.fixture
 def shop(open_shop: Callable[..., Shop]) -> Shop:
-    """A seed, a kernel after a reply in vain, two variants of it, an edit of one of them."""
+    """A seed, a kernel after a reply in vain, an edit, others, and two variants of the first kernel."""
     made = open_shop()
     made.judge.speed = lambda candidate: (5.0, 5.0) if "WIDE" in candidate.source else (6.0, 6.0)
-    engineer = made.engineer(ScriptedModel([plan("widen"), "no kernel", TUNABLE, plan("turn round"), EDIT]))
-    for _ in range(5):
+    engineer = made.engineer(TirelessModel([plan("widen"), "no kernel", TUNABLE, plan("turn round"), EDIT]))
+    for _ in range(2 + SETTLED + SWEEP):
         made.next(engineer)
     made.archive.update_run(made.run, status="finished", winners={"w": made.seeds[0].id})
     return made
@@ -45,7 +46,7 @@ def test_every_reply_gives_the_candidate_it_gave(shop: Shop) -> None:
     read = list(replay.read_again(shop.archive, shop.run, shop.task))
     written = [c.id for c, _ in shop.archive.history(shop.run) if c.proposer == "scripted"]
     assert [each.candidate for each in read] == written
-    assert len(read) == 2
+    assert len(read) == 1 + SETTLED
     assert all(each.same for each in read)
 
 
@@ -59,6 +60,31 @@ def test_reply_that_does_not_give_its_candidate_is_found(shop: Shop) -> None:
         last = list(replay.read_again(shop.archive, shop.run, shop.task))[-1]
         assert (last.same, last.candidate) == (False, forged)
     assert (last.found, last.reason) == (None, "no fenced code block in the reply")
+
+
+def test_fused_kernel_is_read_again_without_the_tunables_of_its_parts(shop: Shop) -> None:
+    part = shop.seeds[0].model_copy(update={"source": tuned_source(), "tunables": {"WIDE": 64}, "task": "part"})
+    fused = part.model_copy(
+        update={
+            "source": f"{tuned_source()}// fused\n",
+            "tunables": {"WIDE": 1},
+            "task": "toy",
+            "parents": (shop.archive.add(part),),
+            "operator": "compose",
+        }
+    )
+    made = shop.archive.add(fused)
+    reply = Reply(text=f"```cpp\n{fused.source}```", finish="stop", usage={}, seconds=1, model="m").model_dump(
+        mode="json"
+    )  # type: ignore[arg-type]
+    given = {"request": "{}", "reply": canonical(reply), "candidate": made, "attempt": 9, "seconds": 1}
+    shop.archive.record_exchange(Exchange(run=shop.run, model="m", operator="fuse", **given))
+    last = list(replay.read_again(shop.archive, shop.run, shop.task))[-1]
+    assert (last.candidate, last.found, last.reason) == (made, made, "")
+
+
+def tuned_source() -> str:
+    return TUNABLE.removeprefix("```cpp\n").removesuffix("```")
 
 
 def test_verdicts_are_made_again_and_stand_beside_the_record(shop: Shop) -> None:
@@ -79,7 +105,7 @@ def test_replay_without_judging_needs_nothing_but_the_archive(shop: Shop, tmp_pa
     with Archive.open(tmp_path / "theirs.db") as theirs:
         theirs.import_(tmp_path / "all.jsonl")
         found = session.replay(theirs, theirs.run(shop.run), str(shop.task.folder), False, shop.events.append)
-        assert (found.same, found.again, found.compared, len(found.read)) == (True, None, (), 2)
+        assert (found.same, found.again, found.compared, len(found.read)) == (True, None, (), 1 + SETTLED)
         assert [run.id for run in theirs.runs()] == [shop.run]
 
 

@@ -142,6 +142,20 @@ def test_no_verdict_gives_a_held_out_workload_away(contexts: Contexts, judged: J
         assert "1237" not in text.replace("kernel.cu(1237)", "")
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "cpu"])
+def test_what_is_held_out_here_is_hidden_where_another_task_is_timed_on_it(contexts: Contexts, arch: str) -> None:
+    context = contexts("crossover", arch)
+    own, (first, second) = context.task, context.parents
+    other = own.model_copy(update={"name": "other", "workloads": own.held_out, "held_out": (), "axes": ("N", "D", "K")})
+    mate = second.model_copy(update={"elsewhere": other})
+    text = both(context.model_copy(update={"parents": (first, mate)}))
+    assert "is one for another task, other" in text
+    assert "- only there: `int64_t K`" in text
+    assert own.held_out[0].name not in text
+    assert "1237" not in text
+    assert "4099" not in text
+
+
 def test_no_bundled_task_shows_its_held_out_workloads() -> None:
     for name in tasks.available():
         for target, arch in (("cuda", "sm_90a"), ("cpu", "x86_64")):

@@ -1,7 +1,8 @@
 // 2: one token per vector lane. Tokens are transposed once into panels; weights are read in place and broadcast, so nothing
 // of them is packed.
-// Any shape. A single token takes a path of its own, dot products along the rows. Beats 1 from two tokens on; with 2 to 8
-// tokens most lanes are padding, which costs nothing as long as the weights come from memory.
+// Any shape. A single token takes a path of its own, dot products along the rows. With few tokens most lanes are padding. On two
+// shared x86 cores it was 7 times as fast as 1 with 128 tokens, twice with 16, no different by more than noise with 1, 4 and 8,
+// and slower with 2.
 // workspace: cdiv(M, 32)*32*K*4
 // static: M K N
 #include <algorithm>

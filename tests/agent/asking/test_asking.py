@@ -1,9 +1,11 @@
 """What is asked for: parents, operator and prompt, by what the archive says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from agent import tasks
 from agent.asking import asking, telling
 from agent.asking.asking import make
 from agent.asking.document import markdown
@@ -84,10 +86,27 @@ def test_named_parents_are_kept_to(setting: Setting, judged: Judged, count: int,
     assert (prompt.operator, prompt.parents) == (operator, tuple(kernel.id for kernel in kernels))
 
 
+def test_kernel_of_a_task_much_like_this_one_may_be_crossed_with(setting: Setting, judged: Judged) -> None:
+    parent = judged("int one;", 1.0)
+    alike = tasks.load("vector_add", "cpu")
+    similar = setting.task.model_copy(update={"summary": alike.summary, "axes": alike.axes})
+    made = tasks.seeds(alike)[0]
+    setting.archive.add(made)
+    found = judgement(setting, made, 1.0).model_copy(update={"task": alike.name, "task_version": alike.version})
+    setting.archive.record(found)
+    (prompt,) = make(replace(setting, task=similar), 1, "crossover")
+    assert prompt.parents == (parent.id, made.id)
+    assert "for another task, vector_add, and is fast there" in prompt.messages[1].content
+    (record,) = [ask for ask in setting.archive.asks(prompt.run) if ask.id == prompt.ask]
+    assert record.parents == prompt.parents
+
+
 def test_what_cannot_be_asked_is_said(setting: Setting, judged: Judged) -> None:
     kernel = judged("int one;", 1.0)
     with pytest.raises(BadInput, match=r"nothing to cross: all kernels that passed are of one kind"):
         make(setting, 1, "crossover")
+    with pytest.raises(BadInput, match="an ask fuses nothing: got 'fuse', wanted translate"):
+        make(setting, 1, "fuse")
     with pytest.raises(BadInput, match=r"operator 'crossover' got 1 parents, wanted 2"):
         make(setting, 1, "crossover", [kernel])
     stranger = kernel.model_copy(update={"task": "mlp"})

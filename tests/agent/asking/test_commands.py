@@ -65,6 +65,7 @@ def test_document_goes_to_stdout_or_a_file(toy_folder: Path) -> None:
     assert "asked for toy · cpu" in printed.stderr
     assert warpsmith(*common, "--out", "ask.md", code=0).stdout == "1 ask in ask.md\n"
     assert "warpsmith-ask: " in Path("ask.md").read_text()
+    assert "    warpsmith tell FILE --as NAME --archive a.db\n" in Path("ask.md").read_text()
     written = warpsmith(*common, "--out", "ask.json", "--json", code=0)
     (found,) = json.loads(Path("ask.json").read_text())
     assert json.loads(written.stdout) == {"file": "ask.json", "asks": [found["ask"]]}

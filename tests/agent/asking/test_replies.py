@@ -86,6 +86,8 @@ def test_json_object_list_and_lines_say_the_same() -> None:
         ({"ask": "3f", "reply": "a", "kernel": "b"}, "kernel: Extra inputs are not permitted"),
         ({"ask": "3f", "source": "a", "tunables": {"T": "x"}}, "tunables.T: Input should be a valid integer"),
         ({"ask": "beef", "source": "a"}, "it answers ask beef, got --ask 3f"),
+        ({"ask": "3f", "source": "a\ud800"}, "it holds a character that is none (a lone surrogate)"),
+        ({"ask": "3f", "source": "a", "note": "\udfff"}, "it holds a character that is none (a lone surrogate)"),
         ("text", 'got "text", wanted an object with ask and reply'),
     ],
 )
@@ -99,10 +101,11 @@ def test_one_bad_answer_costs_none_of_the_others(item: object, reason: str) -> N
 
 
 def test_broken_line_is_named_and_the_others_are_read() -> None:
-    bad, good = read("b.jsonl", f'{{"ask": \n{json.dumps({"ask": "3f", "source": KERNEL})}\n')
-    assert isinstance(bad, Unreadable)
-    assert (bad.place, bad.reason[:8]) == ("b.jsonl line 1", "not JSON")
-    assert isinstance(good, Answer)
+    for broken in ('{"ask": ', f'{{"ask": {"9" * 5000}}}'):
+        bad, good = read("b.jsonl", f"{broken}\n{json.dumps({'ask': '3f', 'source': KERNEL})}\n")
+        assert isinstance(bad, Unreadable)
+        assert (bad.place, bad.reason[:8]) == ("b.jsonl line 1", "not JSON")
+        assert isinstance(good, Answer)
 
 
 @pytest.mark.parametrize(

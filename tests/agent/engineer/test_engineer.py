@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent import steps, tasks
-from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SWEEP, Desk, Engineer, Writer
+from agent.engineer.attempt import UNREACHED
+from agent.engineer.engineer import ATTEMPTS, GIVE_UP, SETTLED, SWEEP, Desk, Engineer, Writer
 from agent.engineer.records import Message
 from agent.engineer.reply import read_source
 from agent.engineer.retrieval import Related
@@ -66,6 +67,21 @@ class ScriptedModel:
             return answer
         usage = Usage(input_tokens=1000, cached_tokens=0, output_tokens=100)
         return Reply(text=answer, finish="stop", usage=usage, seconds=0.1, model="m")
+
+
+class TirelessModel(ScriptedModel):
+    """After its answers one kernel after the other, planned first where a plan is asked for."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        super().__init__(answers)
+        self.scripted = len(answers)
+
+    def complete(self, messages: Sequence[Message]) -> Reply | Failed:
+        number = len(self.asked)
+        if number >= self.scripted:
+            planned = "expected_speedup" in messages[1].content
+            self.answers = [plan(f"number {number}") if planned else kernel(number)]
+        return super().complete(messages)
 
 
 class Shop:
@@ -204,13 +220,13 @@ def faster_by_width(candidate: Candidate) -> tuple[float, float]:
     return (5.0, 5.0) if "WIDE" in candidate.source else (6.0, 6.0)
 
 
-def test_structure_that_leads_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
+def test_structure_that_has_led_for_a_while_gets_a_short_sweep(open_shop: Callable[..., Shop]) -> None:
     shop = open_shop()
     shop.judge.speed = faster_by_width
-    model = ScriptedModel([plan("widen"), TUNABLE, plan("unroll by eight"), kernel(1)])
-    engineer = shop.engineer(model)
-    made = [shop.next(engineer) for _ in range(3 + SWEEP)]
-    assert [candidate.operator for candidate in made] == ["seed", "propose", *["tune"] * SWEEP, "propose"]
+    engineer = shop.engineer(TirelessModel([plan("widen"), TUNABLE]))
+    made = [shop.next(engineer) for _ in range(2 + SETTLED + SWEEP + 1)]
+    tuned = [candidate.operator == "tune" for candidate in made]
+    assert tuned == [*[False] * (2 + SETTLED), *[True] * SWEEP, False]
 
 
 def test_structure_that_does_not_lead_is_not_swept(open_shop: Callable[..., Shop]) -> None:
@@ -251,7 +267,7 @@ def test_model_whose_context_is_too_small_is_asked_once(open_shop: Callable[...,
     shop.next(engineer)
     with pytest.raises(NothingLeft, match="scripted: too long: no room"):
         shop.next(engineer)
-    assert shop.reasons() == ["too long: no room"]
+    assert shop.reasons() == ["too long: no room; scripted is not asked again"]
 
 
 def test_prompt_that_is_too_long_costs_one_attempt_where_others_were_not(open_shop: Callable[..., Shop]) -> None:
@@ -311,6 +327,26 @@ def test_endpoint_that_refuses_the_key_is_asked_once(open_shop: Callable[..., Sh
     assert len(shop.archive.exchanges(shop.run)) == 1
 
 
+def test_endpoint_that_never_answered_is_not_asked_for_long(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    nobody = Failed(kind="connection", reason="connection refused", seconds=0.1, attempts=4)
+    engineer = shop.engineer(ScriptedModel([nobody]))
+    shop.next(engineer)
+    with pytest.raises(NothingLeft, match="scripted: connection: connection refused"):
+        shop.next(engineer)
+    assert len(shop.archive.exchanges(shop.run)) == UNREACHED
+    assert shop.reasons()[-1] == "connection: connection refused; scripted is not asked again"
+
+
+def test_endpoint_that_has_answered_may_be_away_for_a_while(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop()
+    nobody = Failed(kind="connection", reason="connection refused", seconds=0.1, attempts=4)
+    answers = [plan("one"), kernel(1), nobody, nobody, nobody, plan("unroll by eight"), kernel(2)]
+    engineer = shop.engineer(ScriptedModel(answers))
+    made = [shop.next(engineer) for _ in range(3)]
+    assert [candidate.proposer for candidate in made] == ["seed", "scripted", "scripted"]
+
+
 def test_call_that_could_go_over_the_budget_is_not_made(open_shop: Callable[..., Shop]) -> None:
     shop = open_shop(cap="0.05")
     model = ScriptedModel([plan("one"), kernel(1)])
@@ -343,6 +379,43 @@ def test_kernels_of_other_tasks_are_shown_where_a_structure_is_invented(open_sho
     assert "of the task other (something alike), 1.33× eager there:" in rewritten
     assert "// a technique" in rewritten
     assert "// a technique" not in edited
+
+
+def test_kernel_of_a_task_much_like_this_one_is_crossed_with_and_on_the_lineage(
+    open_shop: Callable[..., Shop],
+) -> None:
+    answers = [plan("one"), kernel(1), plan("unroll by eight"), kernel(2), plan("both"), kernel(3)]
+    runs = [open_shop(where=name) for name in ("a.db", "b.db")]
+    prompts = []
+    for shop in runs:
+        taught = add_related(shop)
+        with serving(*map(Turn, answers)) as server:
+            endpoint = Endpoint(name="scripted", model="m", base_url=server.url, key_env="")
+            with contextlib.closing(Client(endpoint)) as client:
+                engineer = shop.engineer(client)
+                seed, first, _, crossed = (shop.next(engineer) for _ in range(4))
+        assert (crossed.operator, crossed.parents[1]) == ("crossover", taught.id)
+        assert crossed.parents[0] in (seed.id, first.id)
+        assert shop.archive.candidate(crossed.id).parents == crossed.parents
+        prompts.append([request["messages"][1]["content"] for request in server.requests[4:]])
+    assert prompts[0] == prompts[1]
+    for prompt in prompts[0]:
+        assert "the second is one for another task, other, and is fast there" in prompt
+        assert "only there: `const scalar_t* weight`, `int64_t D`" in prompt
+        assert "only here: `const scalar_t* b`" in prompt
+        assert "// a technique" in prompt
+
+
+def add_related(shop: Shop) -> Candidate:
+    """A kernel on record, of a task with other parameters."""
+    inputs = (shop.task.inputs[0], shop.task.inputs[1].model_copy(update={"name": "weight", "shape": ("D",)}))
+    given = {"name": "other", "version": "other's", "summary": "something alike", "inputs": inputs, "axes": ("N", "D")}
+    task = shop.task.model_copy(update=given)
+    source = f"{shop.seeds[0].source}// a technique\n"
+    taught = shop.seeds[0].model_copy(update={"task": "other", "source": source})
+    shop.archive.add(taught)
+    shop.related = [Related(task, taught, shop.judge.judge(task, taught), 0.5)]
+    return taught
 
 
 def test_recorded_run_is_replayed_without_the_model(open_shop: Callable[..., Shop]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.engineer.niches import cell
 from agent.engineer.parents import Choice, children, choose, homes, islands, mate, weights
+from agent.engineer.retrieval import LEAST_KINSHIP, Related
 from agent.engineer.scores import scored
 
 SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=12)
@@ -182,9 +183,27 @@ def test_mate_is_of_another_cell(kernel, judgement, make_task, gpu) -> None:
     bodies = ("int a;", "int b;", "float4 v;", 'asm("cp.async.cg");')
     history = [(c, judgement(c, score)) for c, score in zip(map(kernel, bodies), (0, 1, 0.5, 0.7), strict=True)]
     members, parent, task = islands(history), scored(history)[1], make_task()
-    mates = Counter(mate(members, parent, {}, task, gpu, random.Random(seed)).candidate.id for seed in range(50))
+    mates = Counter(mate(members, parent, {}, task, gpu, random.Random(seed))[0].id for seed in range(50))
     assert set(mates) == {history[2][0].id, history[3][0].id}
     assert all(cell(entry, task, gpu) != cell(parent, task, gpu) for entry in scored(history[2:]))
+
+
+def test_kernel_of_a_task_much_like_this_one_may_be_the_mate(kernel, judged, make_task, gpu) -> None:
+    near, nearest, far = (kernel(f"int {name};", task=name) for name in ("near", "nearest", "far"))
+    related = [
+        Related(make_task(found.task), found, judged("any", 1.0)[1], likeness)
+        for found, likeness in ((near, LEAST_KINSHIP), (nearest, 1.0), (far, LEAST_KINSHIP / 2))
+    ]
+    members = islands([judged("a", 1.0)])
+    parent = members[0][0]
+
+    def mates(born: dict[str, int]) -> Counter[str]:
+        drawn = [mate(members, parent, born, make_task(), gpu, random.Random(seed), related) for seed in range(200)]
+        return Counter(candidate.task for candidate, _ in drawn)
+
+    assert set(mates({})) == {"near", "nearest"}
+    assert mates({})["nearest"] > 2 * mates({})["near"]
+    assert mates({nearest.id: 9})["near"] > 2 * mates({nearest.id: 9})["nearest"]
 
 
 def test_no_other_cell_means_no_mate(judged, make_task, gpu) -> None:

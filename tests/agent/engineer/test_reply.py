@@ -148,6 +148,7 @@ def test_two_kernels_of_one_length_are_ambiguous() -> None:
         ("```cpp\n```", "the source is empty"),
         (fenced(CPU)[:-4], "the last code block is not closed: the reply looks cut off"),
         (fenced("// \ud800\n"), "the source holds a character that is none (a lone surrogate)"),
+        (fenced("// \0\n"), "the source holds a NUL character"),
         (fenced("/" * MOST_BYTES + "\n"), f"the source has {MOST_BYTES + 1} bytes, at most {MOST_BYTES} are taken"),
     ],
 )

@@ -1,14 +1,26 @@
 """The most similar task comes first, with its fastest kernels; other targets never."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import tasks
-from agent.engineer.retrieval import PER_TASK, related, shelves, similarities
+from agent.engineer.retrieval import PER_TASK, on_record, related, shelves, similarities
 from archive import Archive
 from sandbox import devices
 
+PARTS = """
+[[parts]]
+task = "toy"
+tensors = { out = "between" }
+
+[[parts]]
+task = "toy"
+tensors = { a = "between", out = "sum" }
+"""
 NAMES = tasks.available()
 HOPPER = devices.cross("sm_90")
 
@@ -47,6 +59,35 @@ def test_fastest_kernels_of_the_most_similar_task_come_first(kernel, judgement, 
     assert related(task, [(far, other), (near, one)], gpu, n=1) == found[:1]
 
 
+def test_parts_of_the_task_come_first_and_each_with_its_fastest(kernel, judgement, make_task, gpu) -> None:
+    names = ("near", "one", "two")
+    task, near = make_task(summary="row softmax"), make_task("near", summary="softmax of a row", flops="4*N")
+    one, two = (make_task(name, summary=name, flops="4000*N", axes=("K",)) for name in names[1:])
+    made = [kernel(body, task=name) for name in names for body in (f"int {name};", f"float4 {name};")]
+    scored = [(candidate, judgement(candidate, 1.0 - at / 10)) for at, candidate in enumerate(made)]
+    shelf = {name: [(c, j) for c, j in scored if c.task == name] for name in names}
+    found = related(task, [(each, shelf[each.name]) for each in (near, one, two)], gpu, n=9, own=("one", "two"))
+    assert [entry.task.name for entry in found] == ["one", "two", "one", "two", "near", "near"]
+    assert [entry.candidate for entry in found[:2]] == [made[2], made[4]]
+    assert {entry.similarity for entry in found[:4]} == {1.0}
+
+
+def test_parts_are_looked_for_beside_the_task(toy_folder: Path, kernel, judgement, tmp_path) -> None:
+    whole = toy_folder.parent / "whole"
+    shutil.copytree(toy_folder, whole)
+    text = (whole / "task.toml").read_text().replace('"toy"', '"whole"').replace('"out"', '"sum"')
+    (whole / "task.toml").write_text(text)
+    (whole / "parts.toml").write_text(PARTS)
+    task, cpu = tasks.load(str(whole), "cpu"), devices.cpu()
+    version = tasks.load(str(toy_folder), "cpu").version
+    with Archive.open(tmp_path / "a.db") as archive:
+        made = tasks.seeds(tasks.load(str(toy_folder), "cpu"))[0]
+        archive.add(made)
+        archive.record(judgement(made, 0.1, device=cpu.name, task_version=version))
+        found = on_record(task, archive, cpu)
+    assert [(entry.task.version, entry.candidate, entry.similarity) for entry in found] == [(version, made, 1.0)]
+
+
 def test_own_task_other_targets_and_failures_are_passed_over(kernel, judgement, make_task, gpu) -> None:
     candidate = kernel()
     shelves = [
@@ -81,7 +122,7 @@ def test_shelves_hold_what_was_judged_of_the_present_version_on_the_device(kerne
             candidate = kernel(body, task="layernorm")
             archive.add(candidate)
             archive.record(judgement(candidate, 0.1, **{"device": HOPPER.name, **given}))
-        found = shelves(archive, HOPPER)
+        found = shelves(archive, HOPPER, {})
     assert [(task.name, [c.source for c, _ in judged]) for task, judged in found] == [
         ("layernorm", [kernel("int here;").source])
     ]

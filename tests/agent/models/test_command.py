@@ -93,6 +93,12 @@ def test_program_that_does_not_exist_is_said_so() -> None:
     assert "/no/such/program cannot be started" in answer.reason
 
 
+def test_program_is_looked_for_before_it_is_needed() -> None:
+    Command("sh -c true").require()
+    with pytest.raises(BadInput, match=r"--command: got '/no/such/program', wanted a program that can be started"):
+        Command("/no/such/program --flag").require()
+
+
 @pytest.mark.parametrize("command", ["", "unclosed 'quote"])
 def test_command_that_is_none_is_refused(command: str) -> None:
     with pytest.raises(BadInput):
