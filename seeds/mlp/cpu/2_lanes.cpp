@@ -1,7 +1,7 @@
 // 2: one token per vector lane. Tokens are transposed once into panels; weights are read in place and broadcast, so nothing
 // of them is packed, and the hidden values come out transposed, which is how the second product wants them.
-// Any shape. A single token takes a path of its own, dot products along the rows. Beats 1 from two tokens on; with 2 to 8
-// tokens most lanes are padding, which costs nothing as long as the weights come from memory.
+// Any shape. A single token takes a path of its own, dot products along the rows. With 2 to 8 tokens most lanes are padding,
+// which costs little as long as the weights come from memory.
 // workspace: cdiv(M, 32)*32*(K + N)*4
 // static: M K N
 #include <algorithm>
