@@ -147,10 +147,15 @@ def check_name(name: str) -> None:
 
 
 def export(
-    chosen: Chosen, toolchain: Toolchain, out: Path, name: str, wheel: bool = True, hub: bool = False
+    chosen: Chosen, toolchain: Toolchain, out: Path, name: str, wheel: bool = True, hub: bool = False, licence: str = ""
 ) -> Exported:
-    """Write the project, build the wheel of it, and have the wheel verify itself here."""
+    """Write the project, build the wheel of it, and have the wheel verify itself here.
+
+    `licence` is the text that goes into the package's LICENSE; without it, that says that none was chosen.
+    """
     composed = compose.compose(chosen.parts, toolchain, out, name)
+    if licence:
+        (composed.root / composed.package / "LICENSE").write_text(licence)
     exported = Exported(
         package=composed.package,
         project=composed.root,

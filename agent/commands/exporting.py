@@ -35,18 +35,22 @@ def export(
         Literal["auto", "docker", "local"], typer.Option(help="Where kernels run on those that have no verdict yet.")
     ] = "auto",
     hub: Annotated[bool, typer.Option("--hub", help="Also in the layout of Hugging Face's kernels.")] = False,
+    licence: Annotated[
+        Path | None, typer.Option("--license", help="File with the licence that you give the package.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn the fastest kernels of an archive into one project and one wheel."""
-    from agent import exporting, session
+    from agent import exporting, importing, session
     from agent import shapes as further
 
     exporting.check_name(name)
+    text = importing.read_text(licence) if licence else ""
     wanted = further.read(shape or (), shapes)
     with open_archive(location(archive)) as opened:
         chosen = exporting.choose(opened, target, task or (), device or (), wanted, sandbox, _say)
     with session.toolchain() as toolchain:
-        exported = exporting.export(chosen, toolchain, out_dir, name, wheel=not source_only, hub=hub)
+        exported = exporting.export(chosen, toolchain, out_dir, name, wheel=not source_only, hub=hub, licence=text)
     if as_json:
         print_json(exported.model_dump(mode="json"))
     else:

@@ -11,6 +11,7 @@ from agent import tasks
 from agent.cli import app
 from archive import Archive
 from sandbox.contract import Candidate, Interval, Judgement, Measurement, Passed, Timing
+from sandbox.errors import BadInput
 
 TASK = tasks.load("vector_add", "cpu")
 SEED = next(seed for seed in tasks.seeds(TASK) if seed.note == "1_parallel.cpp")
@@ -75,3 +76,23 @@ def test_winner_that_is_wrong_here_makes_the_command_fail(tmp_path: Path) -> Non
     assert code == 1
     assert "1 of 2 kernels pass here" in stdout
     assert f"{wrong.id[:10]} Incorrect" in stdout
+
+
+def test_export_of_such_a_winner_carries_the_licence_it_is_given(tmp_path: Path) -> None:
+    where = reported(tmp_path, SEED)
+    (tmp_path / "LICENCE.txt").write_text("Do as you like.\n")
+    command = [
+        "export",
+        "--archive",
+        where,
+        "--target",
+        "cpu",
+        "--source-only",
+        "--out",
+        str(tmp_path / "dist"),
+        "--json",
+    ]
+    assert isinstance(CliRunner().invoke(app, [*command, "--license", str(tmp_path / "gone")]).exception, BadInput)
+    found = CliRunner().invoke(app, [*command, "--license", str(tmp_path / "LICENCE.txt")])
+    exported = json.loads(found.stdout)
+    assert (Path(exported["project"]) / exported["package"] / "LICENSE").read_text() == "Do as you like.\n"
