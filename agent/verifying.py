@@ -5,7 +5,7 @@ Not covered: which kernels are an archive's winners (exporting), and kernels tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from agent import fitness, words
@@ -35,9 +35,11 @@ class Verified(Record):
     reason: str = ""
     speedup_here: dict[str, Interval] = {}
 
-    @property
-    def holds(self) -> bool:
-        return self.status in ("Passed", "Unsuitable")
+
+def holds(findings: Sequence[Verified]) -> bool:
+    """Whether all that this device can run has passed, and that something has."""
+    statuses = {finding.status for finding in findings}
+    return "Passed" in statuses and statuses <= {"Passed", "Unsuitable"}
 
 
 def verify(archive: Archive, chosen: Chosen, judge: Judge) -> Iterator[Verified]:

@@ -229,10 +229,14 @@ def side_by_side(options: argparse.Namespace) -> None:
     """As many judges as asked for, each on cores of its own, and their trials together in one table."""
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // options.side_by_side
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(options.side_by_side)]
+    if options.target == "cuda" and len(gpus) < options.side_by_side:
+        sys.exit(f"--side-by-side {options.side_by_side}: wanted as many GPUs, CUDA_VISIBLE_DEVICES has {visible}")
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / str(i) for i in range(options.side_by_side)]
         judges = [
-            _judge_on(cores[i * share : (i + 1) * share], str(i) if options.target == "cuda" else "", options, out)
+            _judge_on(cores[i * share : (i + 1) * share], gpus[i] if options.target == "cuda" else "", options, out)
             for i, out in enumerate(outs)
         ]
         for judge in judges:

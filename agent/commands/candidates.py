@@ -118,7 +118,7 @@ def verify_archive(
     archive: ArchivePath = None,
     as_json: Json = False,
 ) -> None:
-    """Judge an archive's winners again, on this machine. Exit code 1 where one of them does not pass."""
+    """Judge an archive's winners again, on this machine. Exit code 1 where one fails or none passes."""
     from agent import exporting, session, verifying
     from sandbox import devices, launch
     from sandbox.judge import Judge
@@ -139,5 +139,5 @@ def verify_archive(
         print_json([finding.model_dump(mode="json") for finding in findings])
     else:
         out.print(render.verified(findings))
-    if not all(finding.holds for finding in findings):
+    if not verifying.holds(findings):
         raise typer.Exit(1)

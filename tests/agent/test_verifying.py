@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from agent import tasks
 from agent.cli import app
+from agent.verifying import Verified, holds
 from archive import Archive
 from sandbox.contract import Candidate, Interval, Judgement, Measurement, Passed, Timing
 from sandbox.errors import BadInput
@@ -76,6 +77,17 @@ def test_winner_that_is_wrong_here_makes_the_command_fail(tmp_path: Path) -> Non
     assert code == 1
     assert "1 of 2 kernels pass here" in stdout
     assert f"{wrong.id[:10]} Incorrect" in stdout
+
+
+def test_it_holds_only_where_something_passed_and_nothing_failed() -> None:
+    def found(*statuses: str) -> list[Verified]:
+        none: dict[str, object] = {"workloads": (), "speedup": {}}
+        words = dict.fromkeys(("task", "candidate", "note", "device", "here"), "x")
+        return [Verified.model_validate({**none, **words, "status": status}) for status in statuses]
+
+    assert holds(found("Passed", "Unsuitable"))
+    assert not holds(found("Unsuitable"))
+    assert not holds(found("Passed", "Incorrect"))
 
 
 def test_export_of_such_a_winner_carries_the_licence_it_is_given(tmp_path: Path) -> None:
