@@ -215,9 +215,9 @@ def optimise(clients: Clients, run_id: str) -> str | None:
 
 
 def evaluate(clients: Clients, candidate: Candidate) -> tuple[Judgement, bool]:
-    """The candidate's judgement, and whether the archive knew it already."""
+    """The candidate's judgement, and whether the archive knew it already from this machine."""
     task, device = clients.task, clients.judge.device
-    known = clients.archive.judged(candidate.id, task.version, task.target, device.name)
+    known = clients.archive.judged(candidate.id, task.version, task.target, device.name, here=True)
     if known is not None:
         return known, True
     judgement = clients.judge.judge(task, candidate)

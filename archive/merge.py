@@ -93,7 +93,7 @@ def _merge_judgements(session: Session, lines: Lines[JudgementLine]) -> Tally:
     new = [(place, line) for place, line in lines if line.id not in known]
     for place, line in new:
         _require(place, "candidate", (line.judgement.candidate,), candidates)
-    insert_rows(session, JudgementRow, [judgement_values(line.judgement, line.text) for _, line in new])
+    insert_rows(session, JudgementRow, [judgement_values(line.judgement, line.text, imported=True) for _, line in new])
     insert_rows(session, TimingRow, [timing for _, line in new for timing in timing_values(line.id, line.judgement)])
     return _tally(lines, new)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every schema revision this program can open or migrate from, oldest first."""
 SCHEMA = REVISIONS[-1]
 """The revision this program writes; the same as the head of archive/migrations."""
@@ -77,6 +77,8 @@ class JudgementRow(Base):
     device: Mapped[str]
     judge_version: Mapped[int] = mapped_column(Integer)
     confirmed: Mapped[bool]
+    imported: Mapped[bool]
+    """Measured elsewhere."""
     status: Mapped[str]
     latency_ms: Mapped[float | None]
     seconds: Mapped[float]

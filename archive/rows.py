@@ -45,7 +45,7 @@ def to_candidate(row: CandidateRow, task: str | None = None) -> Candidate:
     )
 
 
-def judgement_values(judgement: Judgement, text: str | None = None) -> Values:
+def judgement_values(judgement: Judgement, text: str | None = None, imported: bool = False) -> Values:
     """The row of a judgement. `text` is its canonical JSON where that is known already."""
     record = text or judgement_text(judgement)
     passed = judgement.verdict if isinstance(judgement.verdict, Passed) else None
@@ -54,6 +54,7 @@ def judgement_values(judgement: Judgement, text: str | None = None) -> Values:
         "id": content_id(record),
         "candidate_id": judgement.candidate,
         "confirmed": passed is not None and passed.confirmed,
+        "imported": imported,
         "status": judgement.verdict.status,
         "latency_ms": passed.latency_ms if passed else None,
         "judged_at": normal_time(judgement.judged_at),

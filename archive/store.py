@@ -135,8 +135,12 @@ class Archive:
         device: str,
         judge_version: int = JUDGE_VERSION,
         confirmed: bool = False,
+        here: bool = False,
     ) -> Judgement | None:
-        """The newest judgement under exactly this key; with `confirmed`, the newest that is a confirmed Passed."""
+        """The newest judgement under exactly this key; with `confirmed`, the newest that is a confirmed Passed.
+
+        With `here`, none that came by import: another machine measured those, whatever its GPU is called.
+        """
         query = select(JudgementRow).filter_by(
             candidate_id=candidate_id,
             task_version=task_version,
@@ -146,6 +150,8 @@ class Archive:
         )
         if confirmed:
             query = query.where(JudgementRow.confirmed)
+        if here:
+            query = query.where(JudgementRow.imported.is_(False))
         with self.database.reading() as session:
             row = session.scalar(query.order_by(JudgementRow.judged_at.desc(), JudgementRow.id.desc()).limit(1))
             return to_judgement(row) if row else None

@@ -26,7 +26,7 @@ ITEMSIZE: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 
 SHAPES = "+"
 """Stands in a task's version before the hash of problem sizes that are not its own."""
 
-JUDGE_VERSION = 7
+JUDGE_VERSION = 8
 """Raised whenever a verdict could come out differently; judgements are keyed by it."""
 
 

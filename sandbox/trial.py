@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import Any
 
 from sandbox import statistics
@@ -57,6 +58,10 @@ _EVENTS = 7
 """Most calls in a block that device events measure one by one."""
 _BASELINE_EVENTS = 3
 """The same of a baseline, before a candidate has won anything: every candidate has it measured again."""
+_MORE_ROUNDS = 2
+"""Most rounds that a search adds where device events decide, which takes few, and those of one subject disagree."""
+_STEADY = 1.25
+"""Rounds whose times differ by more disagree."""
 _WATCHED = 2
 """Calls of a block whose answers are compared."""
 AGAIN = "eager:again"
@@ -397,9 +402,11 @@ class Trial:
             blocks = {name: self._shortened(name, block) for name, block in blocks.items()}
             rounds = self._worth(workload, blocks, rounds)
         results: dict[str, list[float]] = {subject: [] for subject in blocks}
-        for _ in range(rounds):
+        more = _MORE_ROUNDS if self.events and not every_baseline else 0
+        while rounds > 0 or (more > 0 and _disagree(results)):
             for subject in self.rng.sample(list(blocks), len(blocks)):
                 results[subject].append(self._block(workload, subject, blocks[subject], drawn))
+            rounds, more = rounds - 1, more - (rounds <= 0)
         self._alone(workload)
         wall_ms = self._clocks_agree(workload, drawn, blocks["candidate"]) if self.events else None
         return Rounds(results, {subject: block.count for subject, block in blocks.items()}, wall_ms)
@@ -503,7 +510,7 @@ class Trial:
         turns = self._usable()[:count]
         self._fill(subject, turns, drawn)
         seconds, events = self._run(workload, subject, turns, flush=self.events)
-        return max(_typical(events) / 1e3 if self.events else (seconds - overhead) / count, 1e-6)
+        return max(_typical(subject, events) / 1e3 if self.events else (seconds - overhead) / count, 1e-6)
 
     def _block(self, workload: Workload, subject: str, block: Block, drawn: Drawn) -> float:
         """Milliseconds per call over one block. What some of its calls, drawn at random, left behind is compared."""
@@ -520,7 +527,7 @@ class Trial:
             return max(seconds - block.overhead, 1e-7) / block.count * 1e3
         if len(events) != block.count:
             raise Rejected(Cheated(rule="protocol", evidence=f"{len(events)} events for {block.count} calls"))
-        return _typical(events)
+        return _typical(subject, events)
 
     def _sets_for(self, subject: str, count: int) -> list[int]:
         """A baseline takes the sets that are fresh already, where there are enough of them."""
@@ -612,9 +619,17 @@ class Rounds:
         return Rounds(joined, self.counts, self.wall_ms)
 
 
-def _typical(events_ms: list[float]) -> float:
-    """The mean of a block: a median would let one call do the work of others."""
-    return sum(events_ms) / len(events_ms)
+def _typical(subject: str, events_ms: Sequence[float]) -> float:
+    """The mean of a candidate's block: a median would let one call do the work of others. Baselines are trusted.
+
+    Their median leaves out the call in which the host that queues it was late.
+    """
+    return fmean(events_ms) if subject == "candidate" else median(events_ms)
+
+
+def _disagree(results: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a round lies so far from another of the same subject that it says nothing about it."""
+    return any(max(rounds) > _STEADY * min(rounds) for rounds in results.values())
 
 
 def _slopes(run: Callable[[int], tuple[float, float]], count: int) -> tuple[float, float, bool]:

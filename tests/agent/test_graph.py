@@ -281,6 +281,22 @@ def test_second_run_reuses_judgements_of_the_first(line: Line) -> None:
     assert line.judge.judged == first
 
 
+def test_judgements_of_another_machine_are_not_reused(line: Line, tmp_path: Path) -> None:
+    line.run()
+    first = list(line.judge.judged)
+    line.archive.export(tmp_path / "there.jsonl")
+    task = line.task
+    with Archive.open(tmp_path / "here.db") as here:
+        here.import_(tmp_path / "there.jsonl")
+        line.archive = here
+        line.path = tmp_path / "here.db"
+        line.run_id = here.start_run(
+            Run(id="r2", task=task.name, task_version=task.version, target="cpu", device=CPU.name, rng_seed=3)
+        )
+        line.run()
+        assert line.judge.judged == [*first, *first]
+
+
 def test_checkpoint_holds_no_source(line: Line) -> None:
     line.run()
     with sqlite3.connect(graph.checkpoint_path(str(line.path))) as database:

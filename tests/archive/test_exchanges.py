@@ -77,7 +77,8 @@ def test_archive_of_before_is_migrated_with_all_it_holds(filled: Archive, tmp_pa
     path = Path(filled.location)
     filled.close()
     connection = sqlite3.connect(path)
-    connection.executescript(f"DROP TABLE asks; {undo}; UPDATE archive_version SET version_num = '{version}'")
+    later = "DROP TABLE asks; ALTER TABLE judgements DROP COLUMN imported"
+    connection.executescript(f"{later}; {undo}; UPDATE archive_version SET version_num = '{version}'")
     connection.close()
     with Archive.open(path) as migrated:
         migrated.export(tmp_path / "after.jsonl")

@@ -1,6 +1,7 @@
 """What is put into the archive comes out as it was, once, and under the ids people type."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,21 @@ def test_confirmed_judgement_is_found_behind_a_newer_one(archive: Archive, make:
     archive.record(confirmed)
     archive.record(make.judgement(candidate, judged_at="2026-02-02T00:00:00Z"))
     assert archive.judged(candidate.id, "v1", "cpu", "box", confirmed=True) == confirmed
+
+
+def test_what_came_by_import_was_not_measured_here(archive: Archive, make: Any, tmp_path: Path) -> None:
+    candidate = make.candidate()
+    archive.add(candidate)
+    archive.record(make.judgement(candidate))
+    archive.export(tmp_path / "there.jsonl")
+    key = {"candidate_id": candidate.id, "task_version": "v1", "target": "cpu", "device": "box"}
+    with Archive.open(tmp_path / "here.db") as here:
+        here.import_(tmp_path / "there.jsonl")
+        assert here.judged(**key) is not None
+        assert here.judged(**key, here=True) is None
+        own = make.judgement(candidate, judged_at="2025-01-01T00:00:00Z")
+        here.record(own)
+        assert here.judged(**key, here=True) == own
 
 
 def test_judgements_are_filtered_and_stand_under_the_task_they_were_judged_for(archive: Archive, make: Any) -> None:

@@ -13,7 +13,7 @@ from sandbox.judge import Judge
 from sandbox.launch import Order
 from sandbox.local import LocalLauncher
 from sandbox.toolchain import Toolchain
-from sandbox.trial import Rejected, Trial, _one_by_one, _side_by_side, _slopes
+from sandbox.trial import Rejected, Trial, _disagree, _one_by_one, _side_by_side, _slopes, _typical
 
 CPU = detect("cpu")
 DOUBLE = "for (int64_t i = 0; i < N; ++i) out[i] = 2 * x[i];"
@@ -174,3 +174,14 @@ def test_clocks_disagree_where_each_call_hides_work(late_s: float) -> None:
     wall_ms, events_ms, agree = _slopes(run, 10)
     assert not agree
     assert (wall_ms, events_ms) == (pytest.approx(0.4), pytest.approx(0.3))
+
+
+def test_late_call_counts_in_a_block_of_the_candidate_alone() -> None:
+    events_ms = [0.2, 0.2, 4.1]
+    assert _typical("eager", events_ms) == 0.2
+    assert _typical("candidate", events_ms) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("rounds_ms", "more"), [([0.22, 0.23], False), ([1.5, 0.22], True)])
+def test_rounds_that_lie_far_apart_say_too_little(rounds_ms: list[float], more: bool) -> None:
+    assert _disagree({"candidate": [0.3, 0.31], "eager": rounds_ms}) is more
