@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from bench.gate import NOISES, Row, simulate, together
+from bench.gate import NOISES, TRUE_GAIN, Row, closed_in, simulate, together
 
 
 def test_no_noise_makes_a_kernel_faster_than_itself() -> None:
@@ -34,3 +34,11 @@ def test_trials_of_several_judges_count_as_those_of_one() -> None:
     assert (whole.trials, whole.declared) == (7, 2)
     assert whole.mean_ratio == pytest.approx(statistics.fmean([*halves[0], *halves[1]]))
     assert whole.spread == pytest.approx(statistics.stdev([*halves[0], *halves[1]]))
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.05, 0.3])
+def test_calibration_finds_the_share_whose_cost_hides_behind_other_work(hidden: float) -> None:
+    def gain(extra: float) -> float:
+        return max(0.1 * extra, 1.2 * (extra - hidden))
+
+    assert gain(closed_in(gain, TRUE_GAIN)) == pytest.approx(TRUE_GAIN, rel=0.06)
