@@ -2,10 +2,11 @@
 // writes the joined heads straight into out in the task's dtype, as the eager pair does; the last launch normalises out
 // in place, ROW_THREADS to a row. Needs sm_90a, float16 or bfloat16 and D in {64, 128}; any S and H. Elsewhere than on
 // Hopper the constraints exclude it.
-// Not judged yet. A driver compared nearly this form (causal row tiles of D = 64 were chained too) with float32 on an
-// H100, all search and held-out workloads: relative error 3e-4 in float16, 2.4e-3 in bfloat16, on the search workloads
-// that of 3. B1 H8 S512 D64 took 15.0 us, where 3 with its defaults took 19.5; the others were not timed. Its attention
-// is the fourth kernel of that task, which the judge has passed and timed.
+// Judged on an H100 80GB HBM3, 2026-11-25, judge version 7, Passed, confirmed; in brackets torch.compile, then cuDNN with
+// eager LayerNorm behind it:
+//   B1 H8 S512 D64 float16             14.1 us (16.9, 21.7)     B4 H16 S2048 D64 causal float16   110.6 us (1125, 153.2)
+//   B8 H12 S1024 D64 bfloat16          76.1 us (77.1, 107.2)    B2 H16 S2048 D128 causal float16   84.4 us (598, 134.7)
+// STAGES=4 SPLIT=0 ROW_THREADS=128 takes 109.1, 74.6 and 83.6 us of the larger three.
 //
 // launch attention: grid(min(sm_count, B*H*cdiv(S, 128))) block(384) smem((256 + 256*(2 + (D == 64)*(STAGES - 2)))*D*2 + 1280) when(SPLIT == 0 or B*H*cdiv(S, 64) > sm_count)
 // launch attention_split: grid(B*H*cdiv(S, 64)) block(128*(6 - D//32)) smem(64*D*2 + (6 - D//32)*512*D + 4096) when(SPLIT and B*H*cdiv(S, 64) <= sm_count)
