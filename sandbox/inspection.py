@@ -6,6 +6,7 @@ Not covered: the tools (sanitizer.py, profiler.py), and torch sources, whose own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.contract import Artifact, Device, Incorrect, Profile, SanitizerReport, SanitizerTool, Workload
@@ -28,15 +29,20 @@ def inspect(
 
     Rejected where a sanitizer found a fault. A tool that is not there says so in its report.
     """
-    reports: list[SanitizerReport] = []
-    for workload in _smallest(room):
-        call = _call(trial, evidence, workload, _watched(toolchain, trial.build, workload, device))
-        with ThreadPoolExecutor(len(TOOLS[device.target])) as pool:
-            found = pool.map(lambda tool, call=call: sanitize(launcher, device, [call], [tool]), TOOLS[device.target])
-            reports += [report for group in found for report in group]
+    looks = [
+        (workload, _call(trial, evidence, workload, _watched(toolchain, trial.build, workload, device)), tool)
+        for workload in _smallest(room)
+        for tool in TOOLS[device.target]
+    ]
+    # Side by side: most of a look is the start of a process and of the tool in it.
+    with ThreadPoolExecutor(len(looks)) as pool:
+        found = list(pool.map(lambda look: sanitize(launcher, device, [look[1]], [look[2]]), looks))
+    for (workload, _, _), reports in zip(looks, found, strict=True):
         _refuse(workload, evidence, reports)
     first = room.task.workloads[0]
-    return tuple(reports), profile(launcher, device, _call(trial, evidence, first, None))
+    return tuple(report for group in found for report in group), profile(
+        launcher, device, _call(trial, evidence, first, None)
+    )
 
 
 def _smallest(room: Courtroom) -> list[Workload]:
@@ -60,7 +66,7 @@ def _watched(toolchain: Toolchain, build: Build, workload: Workload, device: Dev
         return None
 
 
-def _refuse(workload: Workload, evidence: Evidence, reports: list[SanitizerReport]) -> None:
+def _refuse(workload: Workload, evidence: Evidence, reports: Sequence[SanitizerReport]) -> None:
     for report in reports:
         if report.errors:
             found = "; ".join(f"{fault.what} in {fault.kernel} ({fault.count}×)" for fault in report.kernels)
