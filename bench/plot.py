@@ -2,9 +2,9 @@
 
     python -m bench.plot EXPORT.jsonl bench/results/NAME.svg
 
-A dot is a candidate that passed, in the order of judging, its geometric mean over the task's workloads; ticks below are
-candidates that did not pass. Confirmations are not drawn: they measure again what was found. Needs matplotlib (the
-extra `bench`). Nothing is measured here.
+A dot is a candidate that passed, in the order of judging, its geometric mean over the task's workloads, against the
+median of what eager took beside all of them; ticks below are candidates that did not pass. Confirmations are not
+drawn: they measure again what was found. Needs matplotlib (the extra `bench`). Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
@@ -24,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from archive import Archive
 from sandbox.contract import Candidate, Judgement, Passed
+from sandbox.statistics import geometric_mean
 
 COLUMNS = 3
 STYLE = {"svg.hashsalt": "0", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
@@ -42,11 +45,28 @@ def main() -> None:
 def courses(judged: list[tuple[Candidate, Judgement]]) -> dict[str, list[float | None]]:
     """By task: the speedup of each candidate when it was judged first, None where it did not pass."""
     found: dict[str, dict[str, float | None]] = {}
+    eager = usual_eager([judgement for _, judgement in judged])
     for _, judgement in sorted(judged, key=lambda pair: pair[1].judged_at):
-        verdict = judgement.verdict
-        speedup = verdict.speedup["eager"].ratio if isinstance(verdict, Passed) else None
-        found.setdefault(judgement.task, {}).setdefault(judgement.candidate, speedup)
+        known = eager.get(judgement.task, {})
+        found.setdefault(judgement.task, {}).setdefault(judgement.candidate, speedup(judgement, known))
     return {task: list(speedups.values()) for task, speedups in sorted(found.items())}
+
+
+def usual_eager(judged: list[Judgement]) -> dict[str, dict[str, float]]:
+    """By task and workload: what eager took beside most candidates, ms."""
+    taken: dict[str, dict[str, list[float]]] = {}
+    for judgement in judged:
+        for timing in judgement.verdict.timings if isinstance(judgement.verdict, Passed) else ():
+            workloads = taken.setdefault(judgement.task, {})
+            workloads.setdefault(timing.workload, []).append(timing.baselines["eager"].median_ms)
+    return {task: {name: median(ms) for name, ms in workloads.items()} for task, workloads in taken.items()}
+
+
+def speedup(judgement: Judgement, eager: Mapping[str, float]) -> float | None:
+    if not isinstance(judgement.verdict, Passed):
+        return None
+    timings = judgement.verdict.timings
+    return geometric_mean(eager[timing.workload] / timing.candidate.median_ms for timing in timings)
 
 
 def draw(found: dict[str, list[float | None]], file: Path) -> None:
