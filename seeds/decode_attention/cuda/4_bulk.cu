@@ -1,26 +1,27 @@
-// 4: as 3, but keys and values come by TMA: one lane of a warp asks for its 16 keys and values of a tile, in boxes of 16 rows
-// by 64 columns whose 128-byte swizzle ldmatrix reads without bank conflicts (or, with WIDE, of whole rows, read with two in
-// conflict), and an mbarrier per slot says when they are there. So no instruction is spent per 16 bytes, a slot is asked for
-// again the moment it is read, and keys that do not exist are not read but for the rest of the last box, whose values are
-// overwritten by zeros in shared memory.
-// The barrier of the grid is waited for after the first tile, when everybody has long arrived, and a cut head is put together
-// in one pass over its parts, rather than one for the maxima and one for the sums.
+// 4: as 3, but keys and values come by TMA: one lane of a warp asks for its 16 keys and values of a tile, in boxes of
+// 16 rows by 64 columns whose 128-byte swizzle ldmatrix reads without bank conflicts (or, with WIDE, of whole rows,
+// read with two in conflict), and an mbarrier per slot says when they are there. So no instruction is spent per 16
+// bytes, a slot is asked for again the moment it is read, and keys that do not exist are not read but for the rest of
+// the last box, whose values are overwritten by zeros in shared memory.
+// The barrier of the grid is waited for after the first tile, when everybody has long arrived, and a cut head is put
+// together in one pass over its parts, rather than one for the maxima and one for the sums.
 //
 // At B=16, Hkv=8, L=4096, D=128 in 16 bits, 15/16 filled: 252 MB, 84 us at the 3.0 TB/s of a copy on an H100.
 //
-// Needs sm_90 or later, D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value head
-// read it more than once. A handful of keys pays for the barrier.
+// Needs sm_90 or later, D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value
+// head read it more than once. A handful of keys pays for the barrier.
 //
 // Compiled for sm_90a; not run.
 //
-// EVICT is the L2 policy of keys and values: 0 normal, 1 evict_first, 2 evict_first where the call reads less than EVICT_BELOW
-// MB and normal elsewhere, 3 evict_unchanged. Why: on an H100 whose L2 was full of written lines rather than of read ones, 3
-// of kv_cache without a policy, in an earlier form, took 8 us longer at 128 MB, 252 MB and 1 GB alike, and 2, which reads evict-first,
-// -2, 7, 16 and 33 us longer at 128 MB, 252 MB, 470 MB and 1 GB (a driver's medians). Evict-first leaves the written lines
-// where they are, which saves writing them back but seems to cost every read that follows.
+// EVICT is the L2 policy of keys and values: 0 normal, 1 evict_first, 2 evict_first where the call reads less than
+// EVICT_BELOW MB and normal elsewhere, 3 evict_unchanged. Why: on an H100 whose L2 was full of written lines rather
+// than of read ones, 3 of kv_cache without a policy, in an earlier form, took 8 us longer at 128 MB, 252 MB and 1 GB
+// alike, and 2, which reads evict-first, -2, 7, 16 and 33 us longer at 128 MB, 252 MB, 470 MB and 1 GB (a driver's
+// medians). Evict-first leaves the written lines where they are, which saves writing them back but seems to cost every
+// read that follows.
 //
-// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row, then
-// a flag.
+// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row,
+// then a flag.
 //
 // BLOCKS is for an SM.
 //
@@ -67,6 +68,7 @@ static constexpr int TILE = 16 * WARPS;                   // keys
 static constexpr int CHUNKS = WIDTH / 8;                  // of 16 bytes, per key
 static constexpr int PANELS = WIDTH / 64;                 // of 128 bytes, in a row
 static constexpr int BOXES = WIDE ? 1 : PANELS;           // for 16 rows
+static constexpr int BOX = 16 * WIDTH * 2 / BOXES;         // bytes
 static constexpr int SLOT = 2 * 16 * WIDTH * 2;           // bytes: a warp's keys, then its values
 static constexpr int SHARED_ROWS = least(ROWS, SHARING);
 static constexpr int MERGED = WARPS * SHARED_ROWS * (WIDTH + 4) * 4;   // bytes: where the warps' results meet
@@ -143,9 +145,13 @@ static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t p
         : "memory");
 }
 
+static __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // A box at (panel, row) of the cache; what lies past its end arrives as zeros.
-static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, int panel, int row, uint32_t barrier,
-                                                uint64_t policy) {
+static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, int panel, int row,
+                                                uint32_t barrier, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
         "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
@@ -157,7 +163,8 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* 
 static __device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 static __device__ __forceinline__ void store_shared(uint32_t address, uint4 v) {
-    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
 
 static __device__ __forceinline__ void release(int* flag) {
@@ -263,9 +270,9 @@ struct Ring {
         const int row = int(cursor.kv_row() * L) + key;
         barrier_expect(barrier, SLOT);
 #pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + box * 16 * 128, k_map, box, row, barrier, policy);
+        for (int box = 0; box < BOXES; ++box) tma_load(to + box * BOX, k_map, box, row, barrier, policy);
 #pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * 16 * 128, v_map, box, row, barrier, policy);
+        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * BOX, v_map, box, row, barrier, policy);
     }
 
     __device__ __forceinline__ void landed(int slot) {
@@ -425,8 +432,8 @@ static __device__ __forceinline__ void combine(scalar_t* out, const Parts& parts
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t* v_cache, const int32_t* input_pos,
-       int64_t B, int64_t H, int64_t Hkv, int64_t L, int64_t D, float scale, void* workspace, const __grid_constant__ CUtensorMap k_map,
-       const __grid_constant__ CUtensorMap v_map) {
+       int64_t B, int64_t H, int64_t Hkv, int64_t L, int64_t D, float scale, void* workspace,
+       const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(1024) unsigned char dynamic_smem[];
     __shared__ __align__(8) uint64_t barriers[WARPS * DEPTH];
@@ -437,15 +444,12 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
     // [warp][row][WIDTH + 4]: the sums, maximum and total
     float* merged = reinterpret_cast<float*>(dynamic_smem + padding + WARPS * DEPTH * SLOT);
 
-    const Parts parts(workspace);
-    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
-    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
-    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
-
     Ring ring = {base + padding + warp * DEPTH * SLOT,
                  static_cast<uint32_t>(__cvta_generic_to_shared(barriers)) + warp * DEPTH * 8,
                  &k_map, &v_map, L, 0, 0};
     if (lane == 0) {
+        prefetch_map(&k_map);
+        prefetch_map(&v_map);
 #pragma unroll
         for (int slot = 0; slot < DEPTH; ++slot) barrier_init(ring.barriers + slot * 8);
         barrier_fence();
@@ -470,6 +474,12 @@ attend(scalar_t* out, const scalar_t* q, const scalar_t* k_cache, const scalar_t
         ring.fetch(fetched, writing);
         writing.advance(int(B));
     }
+
+    // After the first keys are asked for: its fence takes a while.
+    const Parts parts(workspace);
+    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
+    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
+    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
 
     uint32_t query[WIDTH / 16][4];
     Sums sums;

@@ -1,28 +1,29 @@
-// 4: as 3, but keys and values come by TMA: one lane of a warp asks for its 16 keys and values of a tile, in boxes of 16 rows
-// by 64 columns whose 128-byte swizzle ldmatrix reads without bank conflicts (or, with WIDE, of whole rows, read with two in
-// conflict), and an mbarrier per slot says when they are there. So no instruction is spent per 16 bytes, a slot is asked for
-// again the moment it is read, and keys that do not exist are not read but for the rest of the last box. That rest is
-// overwritten in shared memory: values by zeros, the new row by k_new and v_new.
-// The barrier of the grid is waited for after the first tile, when everybody has long arrived, and a cut head is put together
-// in one pass over its parts, rather than one for the maxima and one for the sums.
+// 4: as 3, but keys and values come by TMA: one lane of a warp asks for its 16 keys and values of a tile, in boxes of
+// 16 rows by 64 columns whose 128-byte swizzle ldmatrix reads without bank conflicts (or, with WIDE, of whole rows,
+// read with two in conflict), and an mbarrier per slot says when they are there. So no instruction is spent per 16
+// bytes, a slot is asked for again the moment it is read, and keys that do not exist are not read but for the rest of
+// the last box. That rest is overwritten in shared memory: values by zeros, the new row by k_new and v_new.
+// The barrier of the grid is waited for after the first tile, when everybody has long arrived, and a cut head is put
+// together in one pass over its parts, rather than one for the maxima and one for the sums.
 //
 // At B=16, Hkv=8, L=4096, D=128 in 16 bits, 15/16 filled: 252 MB, 84 us at the 3.0 TB/s of a copy on an H100.
 //
-// Needs sm_90 or later, D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value head
-// read it more than once. A handful of keys pays for the barrier.
+// Needs sm_90 or later, D in {64, 128}, 16-bit elements and H % Hkv == 0; any L. More than 16 query heads per key/value
+// head read it more than once. A handful of keys pays for the barrier.
 //
 // Compiled for sm_90a; not run.
 //
-// EVICT is the L2 policy of keys and values: 0 normal, 1 evict_first, 2 evict_first where the call reads less than EVICT_BELOW
-// MB and normal elsewhere, 3 evict_unchanged. Why: on an H100 whose L2 was full of written lines rather than of read ones, 3
-// without a policy, in an earlier form, took 8 us longer at 128 MB, 252 MB and 1 GB alike, and 2, which reads evict-first,
-// -2, 7, 16 and 33 us longer at 128 MB, 252 MB, 470 MB and 1 GB (a driver's medians). Evict-first leaves the written lines
-// where they are, which saves writing them back but seems to cost every read that follows.
+// EVICT is the L2 policy of keys and values: 0 normal, 1 evict_first, 2 evict_first where the call reads less than
+// EVICT_BELOW MB and normal elsewhere, 3 evict_unchanged. Why: on an H100 whose L2 was full of written lines rather
+// than of read ones, 3 without a policy, in an earlier form, took 8 us longer at 128 MB, 252 MB and 1 GB alike, and 2,
+// which reads evict-first, -2, 7, 16 and 33 us longer at 128 MB, 252 MB, 470 MB and 1 GB (a driver's medians).
+// Evict-first leaves the written lines where they are, which saves writing them back but seems to cost every read that
+// follows.
 //
 // The new row is taken from k_new and v_new, never from the cache: only one block writes it there, and nobody uses it.
 //
-// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row, then
-// a flag.
+// Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row,
+// then a flag.
 //
 // BLOCKS is for an SM.
 //
@@ -69,6 +70,7 @@ static constexpr int TILE = 16 * WARPS;                   // keys
 static constexpr int CHUNKS = WIDTH / 8;                  // of 16 bytes, per key
 static constexpr int PANELS = WIDTH / 64;                 // of 128 bytes, in a row
 static constexpr int BOXES = WIDE ? 1 : PANELS;           // for 16 rows
+static constexpr int BOX = 16 * WIDTH * 2 / BOXES;         // bytes
 static constexpr int SLOT = 2 * 16 * WIDTH * 2;           // bytes: a warp's keys, then its values
 static constexpr int SHARED_ROWS = least(ROWS, SHARING);
 static constexpr int MERGED = WARPS * SHARED_ROWS * (WIDTH + 4) * 4;   // bytes: where the warps' results meet
@@ -145,9 +147,13 @@ static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t p
         : "memory");
 }
 
+static __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // A box at (panel, row) of the cache; what lies past its end arrives as zeros.
-static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, int panel, int row, uint32_t barrier,
-                                                uint64_t policy) {
+static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, int panel, int row,
+                                                uint32_t barrier, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
         "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
@@ -163,7 +169,8 @@ static __device__ __forceinline__ void prefetch(const scalar_t* from) {
 }
 
 static __device__ __forceinline__ void store_shared(uint32_t address, uint4 v) {
-    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
 
 static __device__ __forceinline__ void release(int* flag) {
@@ -270,9 +277,9 @@ struct Ring {
         const int row = int(cursor.kv_row() * L) + key;
         barrier_expect(barrier, SLOT);
 #pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + box * 16 * 128, k_map, box, row, barrier, policy);
+        for (int box = 0; box < BOXES; ++box) tma_load(to + box * BOX, k_map, box, row, barrier, policy);
 #pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * 16 * 128, v_map, box, row, barrier, policy);
+        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * BOX, v_map, box, row, barrier, policy);
         if (key + 16 > cursor.position) {   // the new row will be wanted
 #pragma unroll
             for (int from = 0; from < WIDTH; from += 64) {
@@ -458,15 +465,12 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
     // [warp][row][WIDTH + 4]: the sums, maximum and total
     float* merged = reinterpret_cast<float*>(dynamic_smem + padding + WARPS * DEPTH * SLOT);
 
-    const Parts parts(workspace);
-    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
-    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
-    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
-
     Ring ring = {base + padding + warp * DEPTH * SLOT,
                  static_cast<uint32_t>(__cvta_generic_to_shared(barriers)) + warp * DEPTH * 8,
                  &k_map, &v_map, k_new, v_new, L, 0, 0};
     if (lane == 0) {
+        prefetch_map(&k_map);
+        prefetch_map(&v_map);
 #pragma unroll
         for (int slot = 0; slot < DEPTH; ++slot) barrier_init(ring.barriers + slot * 8);
         barrier_fence();
@@ -491,6 +495,12 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
         ring.fetch(fetched, writing);
         writing.advance(int(B));
     }
+
+    // After the first keys are asked for: its fence takes a while.
+    const Parts parts(workspace);
+    if (threadIdx.x < 2) parts.flags[blockIdx.x * 2 + threadIdx.x] = 0;
+    const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
+    cooperative_groups::grid_group::arrival_token arrival = grid.barrier_arrive();
 
     uint32_t query[WIDTH / 16][4];
     Sums sums;

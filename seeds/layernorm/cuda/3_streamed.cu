@@ -1,16 +1,17 @@
-// 3: rows stream through a ring in shared memory. One block per SM stays for the whole call and its teams of threads take
-// every so many rows each; so there are no waves of blocks, reads go on while a row is summed and written, and weight and
-// bias are read once per team, into registers, rather than once per row. A team has as many threads as a row has HELD bytes
-// each. Its ring holds STAGES rows: on sm_90 one thread brings a row by a bulk copy (TMA) that an mbarrier counts; elsewhere,
-// or with BULK=0, every thread brings by cp.async what it reads itself and waits for nobody.
-// Mean and squared deviations are summed in one exchange rather than two: each thread has both about its own mean, and pairs
-// are merged (Chan, Golub and LeVeque, 1983). Few narrow rows are a matter of latency alone: layernorm_few gives each a warp
-// that asks for row, weight and bias at once, where 2 asks for weight and bias when the sums are there.
+// 3: rows stream through a ring in shared memory. One block per SM stays for the whole call and its teams of threads
+// take every so many rows each; so there are no waves of blocks, reads go on while a row is summed and written, and
+// weight and bias are read once per team, into registers, rather than once per row. A team has as many threads as a row
+// has HELD bytes each. Its ring holds STAGES rows: on sm_90 one thread brings a row by a bulk copy (TMA) that an
+// mbarrier counts; elsewhere, or with BULK=0, every thread brings by cp.async what it reads itself and waits for
+// nobody.
+// Mean and squared deviations are summed in one exchange rather than two: each thread has both about its own mean, and
+// pairs are merged (Chan, Golub and LeVeque, 1983). Few narrow rows are a matter of latency alone: layernorm_few gives
+// each a warp that asks for row, weight and bias at once, where 2 asks for weight and bias when the sums are there.
 //
 // At N=8192, D=4096 in 16 bits: 134 MB, 45 us at the 3.0 TB/s of a copy on an H100.
 //
-// Streams where D*itemsize % 512 == 0 and a row has a team of at most THREADS threads, 128 bytes each; any other width is
-// right but slow, a block per row that reads it three times: 2 is for those.
+// Streams where D*itemsize % 512 == 0 and a row has a team of at most THREADS threads, 128 bytes each; any other width
+// is right but slow, a block per row that reads it three times: 2 is for those.
 //
 // Compiled for sm_90a and sm_86; not run.
 //
@@ -76,6 +77,7 @@ static constexpr int TEAM = MANNED ? VECTORS / EACH : THREADS;
 static constexpr int TEAMS = THREADS / TEAM;
 static constexpr int DEPTH = least(STAGES, (SHARED_BYTES - 2048) / (TEAMS * ROW));
 static constexpr bool STREAMED = MANNED && DEPTH >= 2;
+static_assert(TEAM == 32 || TEAMS <= 16, "a barrier for every team");
 static constexpr bool BY_TMA = BULK && __CUDA_ARCH__ >= 900;
 
 // ---------------------------------------------------------------- instructions
@@ -107,8 +109,8 @@ static __device__ __forceinline__ void copy_bulk(uint32_t target, const scalar_t
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(ROW) : "memory");
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-            target),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "%4;" ::"r"(target),
         "l"(source), "r"(ROW), "r"(barrier), "l"(policy)
         : "memory");
 #endif
@@ -292,12 +294,12 @@ struct Ring {
     }
 };
 
-// All threads of a team; the others of the block do not wait.
+// All threads of a team; the others of the block do not wait. There are 16 barriers, and no more teams that need one.
 static __device__ __forceinline__ void team_sync(int team) {
     if constexpr (TEAM == 32)
         __syncwarp();
     else
-        asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(TEAM) : "memory");
+        asm volatile("bar.sync %0, %1;" ::"r"(team), "n"(TEAM) : "memory");
 }
 
 static __device__ __forceinline__ void streamed(scalar_t* out, const scalar_t* x, const scalar_t* weight,
@@ -308,8 +310,8 @@ static __device__ __forceinline__ void streamed(scalar_t* out, const scalar_t* x
 
     const int team = threadIdx.x / TEAM, thread = threadIdx.x % TEAM;
     const Ring ring = {static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem)) + team * DEPTH * ROW,
-                       static_cast<uint32_t>(__cvta_generic_to_shared(barriers)) + team * DEPTH * 8, x, eviction<READS>(),
-                       thread};
+                       static_cast<uint32_t>(__cvta_generic_to_shared(barriers)) + team * DEPTH * 8, x,
+                       eviction<READS>(), thread};
     // Neighbouring rows go to different SMs, and the rows that are left over too.
     const int64_t step = int64_t(gridDim.x) * TEAMS;
     int64_t row = int64_t(team) * gridDim.x + blockIdx.x;
@@ -426,8 +428,8 @@ layernorm_few(scalar_t* out, const scalar_t* x, const scalar_t* weight, const sc
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-layernorm(scalar_t* out, const scalar_t* x, const scalar_t* weight, const scalar_t* bias, int64_t N, int64_t D, float eps,
-          void* workspace) {
+layernorm(scalar_t* out, const scalar_t* x, const scalar_t* weight, const scalar_t* bias, int64_t N, int64_t D,
+          float eps, void* workspace) {
     if constexpr (STREAMED)
         streamed(out, x, weight, bias, N, eps);
     else
