@@ -15,12 +15,14 @@
 //
 // Compiled for sm_90a and sm_86; not run.
 //
-// READS and WRITES are L2 policies: 0 normal, 1 evict_first.
+// READS and WRITES are L2 policies: 0 normal, 1 evict_first. BLOCKS is for an SM; with WAVES above 1 they do not stay, and
+// whichever SM is done first gets the next one.
 //
 // launch layernorm_few: grid(cdiv(N, 4)) block(128) when(D*itemsize % 512 == 0 and D*itemsize <= 4096 and N <= 16*sm_count)
-// launch layernorm: grid(min(N, sm_count)) block(THREADS) smem(smem_optin - 2048) when(not (D*itemsize % 512 == 0 and D*itemsize <= 4096 and N <= 16*sm_count))
+// launch layernorm: grid(min(N, BLOCKS*WAVES*sm_count)) block(THREADS) smem(smem_optin//BLOCKS - 2048) when(not (D*itemsize % 512 == 0 and D*itemsize <= 4096 and N <= 16*sm_count))
 // static: D
-// tune-if: THREADS*HELD <= 32768
+// tune-if: BLOCKS*THREADS*HELD <= 32768
+// tune-if: WAVES == 1 or BLOCKS > 1
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 
@@ -32,6 +34,12 @@
 #endif
 #ifndef STAGES
 #define STAGES 6      // tune: 3 6
+#endif
+#ifndef BLOCKS
+#define BLOCKS 1      // tune: 1 2
+#endif
+#ifndef WAVES
+#define WAVES 1       // tune: 1 4
 #endif
 #ifndef BULK
 #define BULK 1        // tune: 0 1
@@ -75,7 +83,7 @@ static constexpr bool MANNED = EVEN && held() > 0;
 static constexpr int EACH = MANNED ? held() : 1;           // vectors per thread
 static constexpr int TEAM = MANNED ? VECTORS / EACH : THREADS;
 static constexpr int TEAMS = THREADS / TEAM;
-static constexpr int DEPTH = least(STAGES, (SHARED_BYTES - 2048) / (TEAMS * ROW));
+static constexpr int DEPTH = least(STAGES, (SHARED_BYTES / BLOCKS - 2048) / (TEAMS * ROW));
 static constexpr bool STREAMED = MANNED && DEPTH >= 2;
 static_assert(TEAM == 32 || TEAMS <= 16, "a barrier for every team");
 static constexpr bool BY_TMA = BULK && __CUDA_ARCH__ >= 900;
@@ -427,7 +435,7 @@ layernorm_few(scalar_t* out, const scalar_t* x, const scalar_t* weight, const sc
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 layernorm(scalar_t* out, const scalar_t* x, const scalar_t* weight, const scalar_t* bias, int64_t N, int64_t D,
           float eps, void* workspace) {
     if constexpr (STREAMED)
