@@ -25,7 +25,7 @@
 // Scratch memory: for each block two cut heads, each with 16 rows of output in fp32, then maximum and sum of each row,
 // then a flag.
 //
-// BLOCKS is for an SM.
+// BULK=0 brings the same by cp.async, which arrives at the same barriers: to tell what TMA is worth. BLOCKS is for an SM.
 //
 // launch attend: grid(BLOCKS*sm_count) block(32*WARPS) smem(1024 + WARPS*64*D*min(STAGES, (smem_optin//BLOCKS - 3072 - WARPS*min(16, H//Hkv)*4*(D + 4))//(WARPS*64*D)) + WARPS*min(16, H//Hkv)*4*(D + 4)) cooperative
 // tensormap k_map: k_cache view(B*Hkv*L, D//64, 64) box(16, 1 + WIDE*(D//64 - 1), 64) swizzle(128B)
@@ -54,6 +54,9 @@
 #endif
 #ifndef EVICT
 #define EVICT 2     // tune: 0 1 2 3
+#endif
+#ifndef BULK
+#define BULK 1      // tune: 0 1
 #endif
 #ifndef WIDE
 #define WIDE 0      // tune: 0 1
@@ -127,8 +130,8 @@ static __device__ __forceinline__ uint64_t eviction(int64_t bytes) {
     return EVICT == 1 || (EVICT == 2 && bytes < EVICT_BELOW * 1000000) ? first : otherwise;
 }
 
-static __device__ __forceinline__ void barrier_init(uint32_t barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+static __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
 static __device__ __forceinline__ void barrier_fence() {
@@ -159,6 +162,18 @@ static __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* 
         "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
         "l"(map), "r"(0), "r"(panel), "r"(row), "r"(barrier), "l"(policy)
         : "memory");
+}
+
+// 16 bytes from global to shared memory, or zeros.
+static __device__ __forceinline__ void copy_async(uint32_t to, const scalar_t* from, bool inside, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(inside ? 16 : 0), "l"(policy)
+                 : "memory");
+}
+
+// This thread's arrival, as soon as its copies so far are there.
+static __device__ __forceinline__ void arrive_copied(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // What this thread wrote to shared memory comes before any copy that is asked for later.
@@ -260,6 +275,7 @@ static __device__ __forceinline__ uint32_t at(int row, int chunk) {
 struct Ring {
     uint32_t slots, barriers;
     const CUtensorMap *k_map, *v_map;
+    const scalar_t *k_cache, *v_cache;
     const scalar_t *k_new, *v_new;
     int64_t L;
     uint64_t policy;
@@ -272,21 +288,39 @@ struct Ring {
     // Nothing where none of the keys exists.
     __device__ __forceinline__ void fetch(int slot, const Cursor& cursor) const {
         const int key = first_key(cursor);
-        if (key > cursor.position || threadIdx.x % 32 != 0) return;
-        const uint32_t to = slots + slot * SLOT, barrier = barriers + slot * 8;
-        const int row = int(cursor.kv_row() * L) + key;
-        barrier_expect(barrier, SLOT);
-#pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + box * BOX, k_map, box, row, barrier, policy);
-#pragma unroll
-        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * BOX, v_map, box, row, barrier, policy);
-        if (key + 16 > cursor.position) {   // the new row will be wanted
+        if (key > cursor.position) return;
+        if constexpr (BULK)
+            fetch_boxes(slots + slot * SLOT, barriers + slot * 8, int(cursor.kv_row() * L) + key);
+        else
+            fetch_chunks(slots + slot * SLOT, barriers + slot * 8, cursor.kv_row() * L + key, cursor.position + 1 - key);
+        if (threadIdx.x % 32 == 0 && key + 16 > cursor.position) {   // the new row will be wanted
 #pragma unroll
             for (int from = 0; from < WIDTH; from += 64) {
                 prefetch(k_new + cursor.kv_row() * WIDTH + from);
                 prefetch(v_new + cursor.kv_row() * WIDTH + from);
             }
         }
+    }
+
+    __device__ __forceinline__ void fetch_boxes(uint32_t to, uint32_t barrier, int row) const {
+        if (threadIdx.x % 32 != 0) return;
+        barrier_expect(barrier, SLOT);
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box) tma_load(to + box * BOX, k_map, box, row, barrier, policy);
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box) tma_load(to + SLOT / 2 + box * BOX, v_map, box, row, barrier, policy);
+    }
+
+    // Of the 16 rows from `first` on the first `left`, and zeros for the others.
+    __device__ __forceinline__ void fetch_chunks(uint32_t to, uint32_t barrier, int64_t first, int left) const {
+        const int chunk = threadIdx.x % CHUNKS;
+#pragma unroll
+        for (int row = threadIdx.x % 32 / CHUNKS; row < 16; row += 32 / CHUNKS) {
+            const int64_t from = row < left ? (first + row) * WIDTH + chunk * 8 : 0;
+            copy_async(to + at(row, chunk), k_cache + from, row < left, policy);
+            copy_async(to + SLOT / 2 + at(row, chunk), v_cache + from, row < left, policy);
+        }
+        arrive_copied(barrier);
     }
 
     __device__ __forceinline__ void landed(int slot) {
@@ -467,12 +501,12 @@ attend(scalar_t* out, scalar_t* k_cache, scalar_t* v_cache, const scalar_t* q, c
 
     Ring ring = {base + padding + warp * DEPTH * SLOT,
                  static_cast<uint32_t>(__cvta_generic_to_shared(barriers)) + warp * DEPTH * 8,
-                 &k_map, &v_map, k_new, v_new, L, 0, 0};
+                 &k_map, &v_map, k_cache, v_cache, k_new, v_new, L, 0, 0};
     if (lane == 0) {
         prefetch_map(&k_map);
         prefetch_map(&v_map);
 #pragma unroll
-        for (int slot = 0; slot < DEPTH; ++slot) barrier_init(ring.barriers + slot * 8);
+        for (int slot = 0; slot < DEPTH; ++slot) barrier_init(ring.barriers + slot * 8, BULK ? 1 : 32);
         barrier_fence();
     }
     __syncwarp();
