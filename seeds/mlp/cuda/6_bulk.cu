@@ -337,8 +337,8 @@ __device__ __forceinline__ float total(const float* share, int token, int row) {
     return sum;
 }
 
-using GateUp = Shape<ROWS, DEPTH, 2>;
-using Down = Shape<DOWN_ROWS, DOWN_DEPTH, 1>;
+using GateUpSlot = Shape<ROWS, DEPTH, 2>;
+using DownSlot = Shape<DOWN_ROWS, DOWN_DEPTH, 1>;
 
 // How far h is known to be there.
 struct Hidden {
@@ -364,7 +364,7 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
     extern __shared__ __align__(128) unsigned char dynamic_smem[];
     const int tokens = int(M), thin = int(K), wide = int(N);
     Ring ring{static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_smem))};
-    const Part first{wide, tokens, GateUp::HEIGHT}, second{thin, tokens, Down::HEIGHT};
+    const Part first{wide, tokens, GateUpSlot::HEIGHT}, second{thin, tokens, DownSlot::HEIGHT};
     uint32_t* counts = static_cast<uint32_t*>(workspace);
     scalar_t* hidden = static_cast<scalar_t*>(workspace) + (first.rounds + 63) / 64 * 128;
 
@@ -374,10 +374,10 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
         Fetcher fetcher{ring, read_once()};
 #pragma unroll 1
         for (int tile = 0; tile < first.tiles(); ++tile)
-            fetcher.fetch<GateUp>({gate, up}, first.first(tile), first.rows(tile), thin);
+            fetcher.fetch<GateUpSlot>({gate, up}, first.first(tile), first.rows(tile), thin);
 #pragma unroll 1
         for (int tile = 0; tile < second.tiles(); ++tile)
-            fetcher.fetch<Down>({down_weight}, second.first(tile), second.rows(tile), wide);
+            fetcher.fetch<DownSlot>({down_weight}, second.first(tile), second.rows(tile), wide);
         if (fetcher.fetched <= SLOTS) begin();
         return;
     }
@@ -390,7 +390,7 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
 #pragma unroll 1
     for (int tile = 0; tile < first.tiles(); ++tile) {
         const int token0 = first.token(tile), rows = first.rows(tile), n0 = first.first(tile);
-        multiply_tile<GateUp>(ring, share, x + int64_t(token0) * thin, thin, rows, tokens - token0, [](int) {});
+        multiply_tile<GateUpSlot>(ring, share, x + int64_t(token0) * thin, thin, rows, tokens - token0, [](int) {});
         together();
 #pragma unroll
         for (int i = threadIdx.x; i < TOKENS * ROWS; i += 32 * WARPS) {
@@ -407,7 +407,7 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
 #pragma unroll 1
     for (int tile = 0; tile < second.tiles(); ++tile) {
         const int token0 = second.token(tile), rows = second.rows(tile), k0 = second.first(tile);
-        multiply_tile<Down>(ring, share, hidden + int64_t(token0) * wide, wide, rows, tokens - token0,
+        multiply_tile<DownSlot>(ring, share, hidden + int64_t(token0) * wide, wide, rows, tokens - token0,
                             [&](int columns) { there.await(first, columns); });
         together();
 #pragma unroll
