@@ -1,15 +1,15 @@
 // 6: few tokens on Hopper: 5 with bulk copies and no barrier in the middle. One launch, one block an SM, each with its equal
-// share of the rows of gate and up, then of those of down, which a producer warp streams
-// through shared memory by bulk copies, one a row and slot, of what lies in one piece. Eight warps share the depth of a slot,
-// so that every element of a token is wanted by one warp alone: tokens go from the L2 cache straight to its registers, a slot
-// ahead. The warps that multiply meet only when a tile is done.
+// share of the rows of gate and up, then of those of down, which a producer warp streams through shared memory by bulk copies,
+// one a row and slot, of what lies in one piece. Eight warps share the depth of a slot, so that a token's element is wanted
+// by one warp alone: tokens go from the L2 cache straight to its registers, some slots ahead. The warps that multiply meet only
+// when a tile is done.
 //
 // Both operands of mma.sync take elements 8q .. 8q+7 of 32 in the lanes of quarter q, as in 3. Rows in a slot are 64 bytes more
 // than a multiple of 128 apart, so that the two rows which a quarter of a warp reads at a time fall into different banks.
 //
 // h comes in rounds: of every ROWS rows of gate and up the blocks store their columns of h and count themselves off. The
 // columns of the first rounds, which are the first of the depth of `down`, are needed first and there long before; only for the
-// last round's may a block have to wait, when most of its `down` is through. 11008 columns on 132 SMs make three rounds.
+// last round's may a block have to wait. 11008 columns on 132 SMs make three rounds, and that is after two fifths of `down`.
 // The counts are set to zero at the beginning, by a barrier that is over before the first weights are there.
 //
 // At M=1, K=4096, N=11008 in 16 bits: 270.5 MB of weights, 90 us at the 3.0 TB/s of a copy on an H100; 0.27 GFLOP, 0.3 us.
@@ -129,12 +129,6 @@ __device__ __forceinline__ uint4 load_tokens(const scalar_t* from, bool inside) 
     return piece;
 }
 
-// The block's share of the tokens' lines into the L2 cache, ahead of all who want them.
-__device__ __forceinline__ void prefetch_tokens(const scalar_t* x, int64_t count) {
-    const int64_t at = (int64_t(blockIdx.x) * 32 * WARPS + threadIdx.x) * 64;
-    if (at < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(x + at));
-}
-
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if DTYPE_BFLOAT16
     asm volatile(
@@ -170,6 +164,7 @@ struct Shape {
     static constexpr int STRIDE = depth * 2 + 64;             // bytes, of a row
     static constexpr int TILES = rows / 16;                   // of an operand
     static constexpr int BLOCKS = depth / (32 * WARPS);       // of 32 of the depth: a warp's part
+    static constexpr int AHEAD = BLOCKS > 2 ? 2 : 4;          // slots whose tokens are under way
     static_assert(operands * rows * STRIDE <= SLOT && operands * rows + 4 <= PITCH && BLOCKS > 0, "fits");
 };
 
@@ -300,25 +295,31 @@ __device__ __forceinline__ void multiply(
 }
 
 // The sums of a tile over this warp's part of the depth, to shared memory: [warp][token][row]. arrived(k) returns when the
-// tokens are there up to k of their depth.
+// tokens are there up to k of their depth. The block begins at its opening tile, when this has asked for its first tokens.
 template <class S, class Arrived>
 __device__ __forceinline__ void multiply_tile(
-    Ring& ring, float* share, const scalar_t* x, int depth, int rows, int tokens, Arrived arrived) {
+    Ring& ring, float* share, const scalar_t* x, int depth, int rows, int tokens, bool opening, Arrived arrived) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, q = lane % 4;
     float sum[S::OPERANDS * S::TILES][2][4] = {};
-    Tokens<S> now, ahead;
-    arrived(min(S::LENGTH, depth));
-    ahead.load(x, 0, depth, tokens);
+    Tokens<S> ahead[S::AHEAD];
+    arrived(min(S::AHEAD * S::LENGTH, depth));
+#pragma unroll
+    for (int i = 0; i < S::AHEAD; ++i) ahead[i].load(x, i * S::LENGTH, depth, tokens);
+    if (opening) begin();
 #pragma unroll 1
-    for (int k = 0; k < depth; k += S::LENGTH) {
-        now = ahead;
-        arrived(min(k + 2 * S::LENGTH, depth));
-        ahead.load(x, k + S::LENGTH, depth, tokens);
-        barrier_wait(ring.filled(), ring.parity);
-        multiply<S>(sum, now, ring.slot(), depth - k, rows > 16, tokens > 8);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(ring.emptied());
-        ring.next();
+    for (int from = 0; from < depth; from += S::AHEAD * S::LENGTH) {
+#pragma unroll
+        for (int i = 0; i < S::AHEAD; ++i) {
+            const int k = from + i * S::LENGTH;
+            if (k >= depth) break;
+            barrier_wait(ring.filled(), ring.parity);
+            multiply<S>(sum, ahead[i], ring.slot(), depth - k, rows > 16, tokens > 8);
+            __syncwarp();
+            if (lane == 0) barrier_arrive(ring.emptied());
+            ring.next();
+            arrived(min(k + (S::AHEAD + 1) * S::LENGTH, depth));
+            ahead[i].load(x, k + S::AHEAD * S::LENGTH, depth, tokens);
+        }
     }
 #pragma unroll
     for (int m = 0; m < S::OPERANDS * S::TILES; ++m)
@@ -384,13 +385,11 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
 
     if (blockIdx.x == 0)
         for (int i = threadIdx.x; i < first.rounds; i += 32 * WARPS) counts[i] = 0;
-    prefetch_tokens(x, M * K);
-    begin();
     float* share = reinterpret_cast<float*>(dynamic_smem + SLOTS * SLOT);
 #pragma unroll 1
     for (int tile = 0; tile < first.tiles(); ++tile) {
         const int token0 = first.token(tile), rows = first.rows(tile), n0 = first.first(tile);
-        multiply_tile<GateUpSlot>(ring, share, x + int64_t(token0) * thin, thin, rows, tokens - token0, [](int) {});
+        multiply_tile<GateUpSlot>(ring, share, x + int64_t(token0) * thin, thin, rows, tokens - token0, tile == 0, [](int) {});
         together();
 #pragma unroll
         for (int i = threadIdx.x; i < TOKENS * ROWS; i += 32 * WARPS) {
@@ -407,7 +406,7 @@ streamed(scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t*
 #pragma unroll 1
     for (int tile = 0; tile < second.tiles(); ++tile) {
         const int token0 = second.token(tile), rows = second.rows(tile), k0 = second.first(tile);
-        multiply_tile<DownSlot>(ring, share, hidden + int64_t(token0) * wide, wide, rows, tokens - token0,
+        multiply_tile<DownSlot>(ring, share, hidden + int64_t(token0) * wide, wide, rows, tokens - token0, false,
                             [&](int columns) { there.await(first, columns); });
         together();
 #pragma unroll

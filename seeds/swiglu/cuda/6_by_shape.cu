@@ -211,12 +211,6 @@ __device__ __forceinline__ uint4 load_tokens(const scalar_t* from, bool inside) 
     return piece;
 }
 
-// The block's share of the tokens' lines into the L2 cache, ahead of all who want them.
-__device__ __forceinline__ void prefetch_tokens(const scalar_t* x, int64_t count) {
-    const int64_t at = (int64_t(blockIdx.x) * 32 * WARPS + threadIdx.x) * 64;
-    if (at < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(x + at));
-}
-
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if DTYPE_BFLOAT16
     asm volatile(
@@ -240,6 +234,7 @@ struct Shape {
     static constexpr int STRIDE = depth * 2 + 64;             // bytes, of a row
     static constexpr int TILES = rows / 16;                   // of an operand
     static constexpr int BLOCKS = depth / (32 * WARPS);       // of 32 of the depth: a warp's part
+    static constexpr int AHEAD = BLOCKS > 2 ? 2 : 4;          // slots whose tokens are under way
     static_assert(operands * rows * STRIDE <= SLOT && operands * rows + 4 <= PITCH && BLOCKS > 0, "fits");
 };
 
@@ -369,23 +364,30 @@ __device__ __forceinline__ void multiply(
     }
 }
 
-// The sums of a tile over this warp's part of the depth, to shared memory: [warp][token][row].
+// The sums of a tile over this warp's part of the depth, to shared memory: [warp][token][row]. The block begins at
+// its opening tile, when this has asked for its first tokens.
 template <class S>
 __device__ __forceinline__ void multiply_tile(
-    Ring& ring, float* share, const scalar_t* x, int depth, int rows, int tokens) {
+    Ring& ring, float* share, const scalar_t* x, int depth, int rows, int tokens, bool opening) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, q = lane % 4;
     float sum[S::OPERANDS * S::TILES][2][4] = {};
-    Tokens<S> now, ahead;
-    ahead.load(x, 0, depth, tokens);
+    Tokens<S> ahead[S::AHEAD];
+#pragma unroll
+    for (int i = 0; i < S::AHEAD; ++i) ahead[i].load(x, i * S::LENGTH, depth, tokens);
+    if (opening) begin();
 #pragma unroll 1
-    for (int k = 0; k < depth; k += S::LENGTH) {
-        now = ahead;
-        ahead.load(x, k + S::LENGTH, depth, tokens);
-        barrier_wait(ring.filled(), ring.parity);
-        multiply<S>(sum, now, ring.slot(), depth - k, rows > 16, tokens > 8);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(ring.emptied());
-        ring.next();
+    for (int from = 0; from < depth; from += S::AHEAD * S::LENGTH) {
+#pragma unroll
+        for (int i = 0; i < S::AHEAD; ++i) {
+            const int k = from + i * S::LENGTH;
+            if (k >= depth) break;
+            barrier_wait(ring.filled(), ring.parity);
+            multiply<S>(sum, ahead[i], ring.slot(), depth - k, rows > 16, tokens > 8);
+            __syncwarp();
+            if (lane == 0) barrier_arrive(ring.emptied());
+            ring.next();
+            ahead[i].load(x, k + S::AHEAD * S::LENGTH, depth, tokens);
+        }
     }
 #pragma unroll
     for (int m = 0; m < S::OPERANDS * S::TILES; ++m)
@@ -617,13 +619,11 @@ extern "C" __global__ void __launch_bounds__(288, 1) streamed(
         return;
     }
 
-    prefetch_tokens(x, M * K);
-    begin();
     float* share = reinterpret_cast<float*>(dynamic_smem + SLOTS * SLOT);
 #pragma unroll 1
     for (int tile = 0; tile < part.tiles(); ++tile) {
         const int token0 = part.token(tile), rows = part.rows(tile), n0 = part.first(tile);
-        multiply_tile<Rows>(ring, share, x + int64_t(token0) * depth, depth, rows, tokens - token0);
+        multiply_tile<Rows>(ring, share, x + int64_t(token0) * depth, depth, rows, tokens - token0, tile == 0);
         together();
 #pragma unroll
         for (int i = threadIdx.x; i < TOKENS * ROWS; i += 32 * WARPS) {
