@@ -1,8 +1,9 @@
 // 6: by shape: up to 16 tokens the streamed kernel of 5, for more the wgmma kernel of 4 with tiles of 128, 192 or 256 columns
-// and clusters of two. The plan counts the waves of each width, times its width and 64 for what a tile costs besides, and takes
-// the least: on 132 SMs, 512 tokens and 4096 outputs want 128 (one wave of 128 tiles), 4096 tokens and 768 outputs 192 (as
-// many), 4096 and 4096 want 256. Where tiles leave more than half of the GPU idle those of 128 are the cheapest, and their
-// depth is split as in 4.
+// and clusters of two. The plan counts the waves of each width, times the width and 104, which by the times of 4 is what a slice
+// costs besides, divided by the parts of the depth where tiles leave more than half of the GPU idle; and it takes the least. On
+// 132 SMs, 512 tokens and 4096 outputs want 256 and two parts (one wave of 128 blocks), 4096 tokens and 768 outputs 192 (as
+// many), 4096 and 4096 want 256. What is new beside 4: no second kernel adds up the parts. The last one of a tile does,
+// and before it a small kernel sets the counts to zero.
 //
 // 4096 tokens of 11008 to 4096 are 369 GFLOP over 0.2 GB: at least 0.37 ms of an H100's tensor cores; 1 token 30 us of memory.
 // What its parts taught stands in 4 and 5.
@@ -11,14 +12,14 @@
 //
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0.
 //
-// Scratch memory: the number of parts (256 bytes), then the parts [parts, M, N] as float.
+// Scratch memory, where the depth is split: counts of parts (4096 bytes), then the parts as the threads hold them.
 //
+// launch clear: grid(1) block(1024) when(M > 16 and sm_count//2//(cdiv(M, 256)*cdiv(N, 256)) > 1)
 // launch streamed: grid(sm_count) block(288) smem(min(STAGES, 213760//(32*(2*DEPTH + 64)))*32*(2*DEPTH + 64) + 18688) when(M <= 16)
-// launch linear_128: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 128)), 1, max(1, min(4, sm_count//(2*cdiv(M, 256)*cdiv(N, 128))))) block(384) smem(214784//((128 + 128)*128)*((128 + 128)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*192 < cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*256 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*192 < cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*320)
-// launch linear_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 192))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*256 <= cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*192 and cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*256 < cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*320)
-// launch linear_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 256))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*192 and cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*256)
-// launch add_parts: grid(cdiv(M*N, 1024)) block(256) when(M > 16 and sm_count//(2*cdiv(M, 256)*cdiv(N, 128)) > 1)
-// workspace: (256 + 4*M*N*4)*(M > 16 and sm_count//(2*cdiv(M, 256)*cdiv(N, 128)) > 1)
+// launch linear_128: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 128)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 128))))) block(384) smem(214784//((128 + 128)*128)*((128 + 128)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 128)))) < cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 192)))) and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 128)))) < cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 256)))))
+// launch linear_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 192)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 192))))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 192)))) <= cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 128)))) and cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 192)))) < cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 256)))))
+// launch linear_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 256)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 256))))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 256)))) <= cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 128)))) and cdiv(cdiv(M, 256)*cdiv(N, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 256)))) <= cdiv(cdiv(M, 256)*cdiv(N, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(N, 192)))))
+// workspace: (4096 + 131072*sm_count)*(M > 16 and sm_count//2//(cdiv(M, 256)*cdiv(N, 256)) > 1)
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap map_128: weight box(64, 64) swizzle(128B)
 // tensormap map_192: weight box(96, 64) swizzle(128B)
@@ -144,6 +145,16 @@ __device__ __forceinline__ uint4 load_piece(uint32_t from) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w) : "r"(from) : "memory");
     return piece;
+}
+
+__device__ __forceinline__ void release(uint32_t* counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ uint32_t acquire(const uint32_t* counter) {
+    uint32_t count;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    return count;
 }
 
 // ================================================================ few tokens: the weights are streamed
@@ -497,23 +508,51 @@ __device__ __forceinline__ void store(
     }
 }
 
-// Of the tile sums, after 256 bytes that hold their number.
-__device__ __forceinline__ float* parts(void* workspace) {
-    return reinterpret_cast<float*>(static_cast<char*>(workspace) + 256);
-}
+// The threads that multiply.
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
-// This warp's 16 rows of a part of the sum. A lane has two neighbouring columns of two rows, so that four lanes fill 32 bytes.
+// Where the depth is split a block has one tile. All but the last of its parts leave their sums in scratch memory, as the
+// threads hold them, and count themselves off; the last one waits for them and adds them up, in their order, by way of the
+// shared memory of the stages. Blocks with a smaller z are there first: who waits never keeps out whom it waits for.
+constexpr int COUNT_BYTES = 4096;   // of counts, one a tile: at most as many as SMs
+
 template <int BN>
-__device__ __forceinline__ void store_part(
-    const float (&sum)[BN / 8][4], float* part, int row, int column, int rows, int columns) {
-    const int lane = threadIdx.x % 32, r = row + lane / 4;
+__device__ __forceinline__ bool gather_parts(float (&sum)[BN / 8][4], uint32_t room, void* workspace) {
+    uint32_t* count = static_cast<uint32_t*>(workspace) + blockIdx.x;
+    float4* part = reinterpret_cast<float4*>(static_cast<char*>(workspace) + COUNT_BYTES) + threadIdx.x;
+    const auto tile = [&](int z) { return part + (int64_t(z) * gridDim.x + blockIdx.x) * (BM * BN / 4); };
+    const int last = gridDim.z - 1;
+    if (blockIdx.z < last) {
+        float4* to = tile(blockIdx.z);
 #pragma unroll
-    for (int n = 0; n < BN / 8; n++) {
-        const int at = column + n * 8 + lane % 4 * 2;
-        if (at >= columns) continue;   // N % 8 == 0: both columns exist or neither
-        if (r < rows) *reinterpret_cast<float2*>(part + int64_t(r) * columns + at) = make_float2(sum[n][0], sum[n][1]);
-        if (r + 8 < rows) *reinterpret_cast<float2*>(part + int64_t(r + 8) * columns + at) = make_float2(sum[n][2], sum[n][3]);
+        for (int n = 0; n < BN / 8; n++) to[n * 256] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
+        meet();
+        if (threadIdx.x == 0) release(count);
+        return false;
     }
+    meet();   // nobody multiplies from `room` any more
+    while (acquire(count) < last) {}
+    __syncwarp();
+    room += threadIdx.x * 16;   // each thread for itself: registers would not do for so much under way
+#pragma unroll 1
+    for (int z = 0; z < last; z++) {
+        const float4* from = tile(z);
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(room + n * 4096), "l"(from + n * 256) : "memory");
+        asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++) {
+            float4 value;
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(room + n * 4096) : "memory");
+            sum[n][0] += value.x;
+            sum[n][1] += value.y;
+            sum[n][2] += value.z;
+            sum[n][3] += value.w;
+        }
+    }
+    return true;
 }
 
 // All tiles of this block.
@@ -591,13 +630,10 @@ __device__ __forceinline__ void multiply_tiles(
             arrived(sum);
             if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
             const int row = (tile.row * CLUSTER + rank) * BM + warp * 16, column = tile.column * BN;
-            if (gridDim.z == 1)
+            if (gridDim.z == 1 || gather_parts<BN>(sum, left_at, workspace))
                 store<BN>(sum, staging_at + warp * 2048, out, row, column, int(M), int(N));
-            else
-                store_part<BN>(sum, parts(workspace) + blockIdx.z * M * N, row, column, int(M), int(N));
         }
     }
-    if (gridDim.z > 1 && blockIdx.x + blockIdx.z + threadIdx.x == 0) *static_cast<int*>(workspace) = gridDim.z;
     cluster_barrier();   // nobody leaves while a neighbour may still write to its shared memory
 }
 
@@ -678,24 +714,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear_256(
 #endif
 }
 
-// The parts in their order, so that the sum is the same each time.
-extern "C" __global__ void __launch_bounds__(256) add_parts(
+extern "C" __global__ void __launch_bounds__(1024) clear(
     scalar_t* out, const scalar_t* x, const scalar_t* weight, int64_t M, int64_t K, int64_t N, void* workspace,
     const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap map_128,
     const __grid_constant__ CUtensorMap map_192, const __grid_constant__ CUtensorMap map_256) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    const int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 4;
-    if (i >= M * N) return;   // N % 8 == 0: four at a time leaves no rest
-    const int count = *static_cast<const int*>(workspace);
-    const float* part = parts(workspace) + i;
-    float4 sum = *reinterpret_cast<const float4*>(part);
-#pragma unroll 4
-    for (int p = 1; p < count; p++) {
-        const float4 value = *reinterpret_cast<const float4*>(part + p * M * N);
-        sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
-    }
-    *reinterpret_cast<uint2*>(out + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
-#else
-    __trap();
-#endif
+    static_cast<uint32_t*>(workspace)[threadIdx.x] = 0;
 }

@@ -1,8 +1,9 @@
 // 7: by shape: up to 16 tokens the streamed kernel of 6, for more the wgmma kernels of 4 with clusters of two and tiles of
 // 224 or 256 rows of gate and up, of 128, 192 or 256 rows of down. The plan counts the waves of each width, times its rows and
-// 64 for what a tile costs besides, and takes the least: on 132 SMs, 512 tokens of 4096 and 11008 want 224 and 128 (all
-// waves full), 4096 of these 256 and 256, 4096 of 768 and 3072 256 and 192. Where tiles of `down` leave more than half of
-// the GPU idle those of 128 are the cheapest, and their depth is split as in 4.
+// 104, which by the times of linear/4 is what a slice costs besides, divided by the parts of the depth where tiles leave more
+// than half of the GPU idle; and it takes the least. On 132 SMs, 512 tokens of 4096 and 11008 want 224, and 256 and two
+// parts (all waves full), 4096 of these 256 and 256, 4096 of 768 and 3072 256 and 192. What is new beside 4: no third kernel
+// adds up the parts. The last one of a tile does, with counts that the first kernel has set to zero.
 //
 // 4096 tokens of 4096 and 11008 are 1.1 TFLOP over 0.3 GB: at least 1.12 ms of an H100's tensor cores; 1 token 90 us of memory.
 // What its parts taught stands in 4 and 6.
@@ -11,16 +12,15 @@
 //
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0.
 //
-// Scratch memory: as in 6 up to 16 tokens, for more as in 4.
+// Scratch memory up to 16 tokens as in 6; for more, counts of parts (4096 bytes), h as in 4, the parts as the threads hold them.
 //
 // launch streamed: grid(sm_count) block(288) smem(min(STAGES, (230144 - 1024*ROWS)//(2*ROWS*(2*DEPTH + 64)))*(2*ROWS*(2*DEPTH + 64)) + 1024*ROWS + 2304) cooperative when(M <= 16)
-// launch gate_up_224: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(64*cdiv(N, 64), 112))) block(384) smem(214784//((128 + 224)*128)*((128 + 224)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320)
-// launch gate_up_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(64*cdiv(N, 64), 128))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288)
-// launch down_128: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 128)), 1, max(1, min(4, sm_count//(2*cdiv(M, 256)*cdiv(K, 128))))) block(384) smem(214784//((128 + 128)*128)*((128 + 128)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*192 < cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*256 and cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*192 < cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*320)
-// launch down_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 192))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*256 <= cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*192 and cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*256 < cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*320)
-// launch down_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 256))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*192 and cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*256)
-// launch add_parts: grid(cdiv(M*K, 1024)) block(256) when(M > 16 and sm_count//(2*cdiv(M, 256)*cdiv(K, 128)) > 1)
-// workspace: (M <= 16)*(256*cdiv(N, 64*ROWS*sm_count) + M*N*itemsize) + (M > 16)*(256 + 2*cdiv(M, 256)*cdiv(N, 64)*16384 + 4*M*K*4*(sm_count//(2*cdiv(M, 256)*cdiv(K, 128)) > 1))
+// launch gate_up_224: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(64*cdiv(N, 64), 112))) block(384) smem(214784//((128 + 224)*128)*((128 + 224)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360)
+// launch gate_up_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(64*cdiv(N, 64), 128))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360 <= cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328)
+// launch down_128: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 128)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 128))))) block(384) smem(214784//((128 + 128)*128)*((128 + 128)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 128)))) < cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 192)))) and cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 128)))) < cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 256)))))
+// launch down_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 192)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 192))))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 192)))) <= cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 128)))) and cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 192)))) < cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 256)))))
+// launch down_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(K, 256)), 1, max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 256))))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 256)))) <= cdiv(cdiv(M, 256)*cdiv(K, 128), sm_count//2)*2784//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 128)))) and cdiv(cdiv(M, 256)*cdiv(K, 256), sm_count//2)*4320//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 256)))) <= cdiv(cdiv(M, 256)*cdiv(K, 192), sm_count//2)*3552//max(1, min(4, sm_count//2//(cdiv(M, 256)*cdiv(K, 192)))))
+// workspace: (M <= 16)*(256*cdiv(N, 64*ROWS*sm_count) + M*N*itemsize) + (M > 16)*(4096 + 2*cdiv(M, 256)*cdiv(N, 64)*16384 + 131072*sm_count*(sm_count//2//(cdiv(M, 256)*cdiv(K, 256)) > 1))
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap gate_224_map: gate box(112, 64) swizzle(128B)
 // tensormap up_224_map: up box(112, 64) swizzle(128B)
@@ -164,6 +164,16 @@ __device__ __forceinline__ uint4 load_piece(uint32_t from) {
     return piece;
 }
 
+__device__ __forceinline__ void release(uint32_t* counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ uint32_t acquire(const uint32_t* counter) {
+    uint32_t count;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    return count;
+}
+
 // ================================================================ few tokens: the weights are streamed
 
 namespace few {
@@ -239,16 +249,6 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
-}
-
-__device__ __forceinline__ void release(uint32_t* counter) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-
-__device__ __forceinline__ uint32_t acquire(const uint32_t* counter) {
-    uint32_t count;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-    return count;
 }
 
 // ---------------------------------------------------------------- who does what
@@ -520,12 +520,9 @@ struct Tile {
     }
 };
 
-__device__ __forceinline__ unsigned char* hidden_tiles(void* workspace) { return static_cast<unsigned char*>(workspace) + 256; }
+constexpr int COUNT_BYTES = 4096;   // of counts, one a tile of down: at most as many as SMs
 
-__device__ __forceinline__ float* parts(void* workspace, int64_t M, int64_t N) {
-    return reinterpret_cast<float*>(
-        hidden_tiles(workspace) + (M + BM * CLUSTER - 1) / (BM * CLUSTER) * CLUSTER * ((N + 63) / 64) * (BM * 128));
-}
+__device__ __forceinline__ unsigned char* hidden_tiles(void* workspace) { return static_cast<unsigned char*>(workspace) + COUNT_BYTES; }
 
 // The product that a kernel computes: of the tokens with gate and up, or of h with down.
 template <int HIDDEN>
@@ -552,7 +549,8 @@ struct Down {
     static constexpr int WIDTH = BN, COLUMNS = BN;
     static constexpr bool PARTS = true;
     scalar_t* out;
-    float* part;   // where the depth is split
+    uint32_t* counts;   // where the depth is split, and the parts
+    void* parts;
     int rows, columns;
 
     __device__ __forceinline__ void store(int row, int column, uint4 piece) const {
@@ -563,19 +561,49 @@ struct Down {
     __device__ __forceinline__ static float value(const float (&sum)[WIDTH / 8][4], int block, int i) { return sum[block][i]; }
 };
 
-// This warp's 16 rows of a part of the sum. A lane has two neighbouring columns of two rows, so that four lanes fill 32 bytes.
+// The threads that multiply.
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+// Where the depth is split a block has one tile. All but the last of its parts leave their sums in scratch memory, as the
+// threads hold them, and count themselves off; the last one waits for them and adds them up, in their order, by way of the
+// shared memory of the stages. Blocks with a smaller z are there first: who waits never keeps out whom it waits for.
 template <int BN>
-__device__ __forceinline__ void store_part(const Down<BN>& product, const float (&sum)[BN / 8][4], int row, int column) {
-    const int rows = product.rows, columns = product.columns;
-    float* part = product.part;
-    const int lane = threadIdx.x % 32, r = row + lane / 4;
+__device__ __forceinline__ bool gather_parts(float (&sum)[BN / 8][4], uint32_t room, uint32_t* counts, void* parts) {
+    uint32_t* count = counts + blockIdx.x;
+    float4* part = reinterpret_cast<float4*>(parts) + threadIdx.x;
+    const auto tile = [&](int z) { return part + (int64_t(z) * gridDim.x + blockIdx.x) * (BM * BN / 4); };
+    const int last = gridDim.z - 1;
+    if (blockIdx.z < last) {
+        float4* to = tile(blockIdx.z);
 #pragma unroll
-    for (int n = 0; n < BN / 8; n++) {
-        const int at = column + n * 8 + lane % 4 * 2;
-        if (at >= columns) continue;   // K % 8 == 0: both columns exist or neither
-        if (r < rows) *reinterpret_cast<float2*>(part + int64_t(r) * columns + at) = make_float2(sum[n][0], sum[n][1]);
-        if (r + 8 < rows) *reinterpret_cast<float2*>(part + int64_t(r + 8) * columns + at) = make_float2(sum[n][2], sum[n][3]);
+        for (int n = 0; n < BN / 8; n++) to[n * 256] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
+        meet();
+        if (threadIdx.x == 0) release(count);
+        return false;
     }
+    meet();   // nobody multiplies from `room` any more
+    while (acquire(count) < last) {}
+    __syncwarp();
+    room += threadIdx.x * 16;   // each thread for itself: registers would not do for so much under way
+#pragma unroll 1
+    for (int z = 0; z < last; z++) {
+        const float4* from = tile(z);
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(room + n * 4096), "l"(from + n * 256) : "memory");
+        asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++) {
+            float4 value;
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(room + n * 4096) : "memory");
+            sum[n][0] += value.x;
+            sum[n][1] += value.y;
+            sum[n][2] += value.z;
+            sum[n][3] += value.w;
+        }
+    }
+    return true;
 }
 
 // This warp's 16 rows of a tile, 64 columns at a time: through its own 2 KB of shared memory, so that stores are whole
@@ -688,10 +716,7 @@ __device__ __forceinline__ void multiply_tiles(
             if (lane < CLUSTER) barrier_arrive(empty + 8 * before, lane);
             const int row = (tile.row * CLUSTER + rank) * BM + warp * 16, column = tile.column * COLUMNS;
             if constexpr (Product::PARTS) {
-                if (gridDim.z > 1) {
-                    store_part(product, sum, row, column);
-                    continue;
-                }
+                if (gridDim.z > 1 && !gather_parts<WIDTH>(sum, left_at, product.counts, product.parts)) continue;
             }
             store(product, sum, staging_at + warp * 2048, row, column);
         }
@@ -704,6 +729,8 @@ __device__ __forceinline__ void gate_up(
     int64_t M, int64_t K, int64_t N, void* workspace, const CUtensorMap* x_map, const CUtensorMap* gate_map,
     const CUtensorMap* up_map) {
     const int tiles_across = (int(N) + 63) / 64;
+    if (blockIdx.x == 0)   // for down
+        for (int i = threadIdx.x; i < COUNT_BYTES / 4; i += blockDim.x) static_cast<uint32_t*>(workspace)[i] = 0;
     const GateUp<HIDDEN> product{hidden_tiles(workspace), tiles_across};
     const auto load_left = [&](uint32_t to, int slice, int row_tile, uint32_t barrier) {
         tma_load(to, x_map, slice * 64, row_tile * BM, barrier);
@@ -715,8 +742,9 @@ template <int BN>
 __device__ __forceinline__ void down(
     scalar_t* out, int64_t M, int64_t K, int64_t N, void* workspace, const CUtensorMap* down_map) {
     const int tiles_across = (int(N) + 63) / 64;
-    const Down<BN> product{out, parts(workspace, M, N) + blockIdx.z * M * K, int(M), int(K)};
-    if (blockIdx.x + blockIdx.z + threadIdx.x == 0) *static_cast<int*>(workspace) = gridDim.z;
+    const int64_t row_tiles = (M + BM * CLUSTER - 1) / (BM * CLUSTER) * CLUSTER;
+    const Down<BN> product{out, static_cast<uint32_t*>(workspace),
+                           hidden_tiles(workspace) + row_tiles * tiles_across * (BM * 128), int(M), int(K)};
     const auto load_left = [&](uint32_t to, int slice, int row_tile, uint32_t barrier) {
         bulk_load(to, hidden_tiles(workspace) + (int64_t(row_tile) * tiles_across + slice) * (BM * 128), barrier);
     };
@@ -862,30 +890,5 @@ extern "C" __global__ void __launch_bounds__(384, 1) down_256(
     down<256>(out, M, K, N, workspace, &down_256_map);
 #else
     __trap();  // compiled for another architecture, where the constraints above never let it run
-#endif
-}
-
-// The parts in their order, so that the sum is the same each time.
-extern "C" __global__ void __launch_bounds__(256) add_parts(
-    scalar_t* out, const scalar_t* x, const scalar_t* gate, const scalar_t* up, const scalar_t* down_weight,
-    int64_t M, int64_t K, int64_t N, void* workspace, const __grid_constant__ CUtensorMap x_map,
-    const __grid_constant__ CUtensorMap gate_224_map, const __grid_constant__ CUtensorMap up_224_map,
-    const __grid_constant__ CUtensorMap gate_256_map, const __grid_constant__ CUtensorMap up_256_map,
-    const __grid_constant__ CUtensorMap down_128_map, const __grid_constant__ CUtensorMap down_192_map,
-    const __grid_constant__ CUtensorMap down_256_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    const int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 4;
-    if (i >= M * K) return;   // K % 8 == 0: four at a time leaves no rest
-    const int count = *static_cast<const int*>(workspace);
-    const float* part = parts(workspace, M, N) + i;
-    float4 sum = *reinterpret_cast<const float4*>(part);
-#pragma unroll 4
-    for (int p = 1; p < count; p++) {
-        const float4 value = *reinterpret_cast<const float4*>(part + p * M * K);
-        sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
-    }
-    *reinterpret_cast<uint2*>(out + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
-#else
-    __trap();
 #endif
 }

@@ -1,7 +1,7 @@
 // 6: by shape: up to 16 tokens the streamed kernel of 5, for more the wgmma kernel of 4 with tiles of 96, 112 or 128 columns of
-// gate and the same of up, and clusters of two. The plan counts the waves of each width, times its weight rows and 64 for
-// what a tile costs besides, and takes the least: on 132 SMs, 512 tokens and 11008 outputs want 112 (three waves, all
-// full), 4096 tokens 128.
+// gate and the same of up, and clusters of two. The plan counts the waves of each width, times its weight rows and 104, which
+// by the times of linear/4 is what a slice costs besides, and takes the least: on 132 SMs, 512 tokens and 11008 outputs want
+// 112 (three waves, all full), 4096 tokens 128.
 //
 // 4096 tokens of 4096 to 11008 are 739 GFLOP over 0.3 GB: at least 0.75 ms of an H100's tensor cores; 1 token 60 us of memory.
 // What its parts taught stands in 4 and 5.
@@ -11,9 +11,9 @@
 // Needs sm_90a, 16-bit elements, K % 8 == 0 and N % 8 == 0.
 //
 // launch streamed: grid(sm_count) block(288) smem(min(STAGES, (230144 - 1024*ROWS)//(2*ROWS*(2*DEPTH + 64)))*(2*ROWS*(2*DEPTH + 64)) + 1024*ROWS + 2304) when(M <= 16)
-// launch swiglu_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 96))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*256 < cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288 and cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*256 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320)
-// launch swiglu_224: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 112))) block(384) smem(214784//((128 + 224)*128)*((128 + 224)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288 <= cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*256 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320)
-// launch swiglu_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 128))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*256 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*320 <= cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*288)
+// launch swiglu_192: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 96))) block(384) smem(214784//((128 + 192)*128)*((128 + 192)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*296 < cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328 and cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*296 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360)
+// launch swiglu_224: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 112))) block(384) smem(214784//((128 + 224)*128)*((128 + 224)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328 <= cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*296 and cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328 < cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360)
+// launch swiglu_256: grid(2*min(sm_count//2, cdiv(M, 256)*cdiv(N, 128))) block(384) smem(214784//((128 + 256)*128)*((128 + 256)*128) + 17664) cluster(2, 1, 1) when(M > 16 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360 <= cdiv(cdiv(M, 256)*cdiv(N, 96), sm_count//2)*296 and cdiv(cdiv(M, 256)*cdiv(N, 128), sm_count//2)*360 <= cdiv(cdiv(M, 256)*cdiv(N, 112), sm_count//2)*328)
 // tensormap x_map: x box(128, 64) swizzle(128B)
 // tensormap gate_192: gate box(96, 64) swizzle(128B)
 // tensormap up_192: up box(96, 64) swizzle(128B)
