@@ -157,6 +157,11 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* counter) {
     return count;
 }
 
+// A tensor map on its way, before it is first needed.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // ================================================================ few tokens: the weights are streamed
 
 namespace few {
@@ -572,6 +577,10 @@ __device__ __forceinline__ void multiply_tiles(
     const int slice_begin = int(blockIdx.z) * per_part, slice_end = min(slices, slice_begin + per_part);
     const int rank = blockIdx.x % CLUSTER, first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
 
+    if (threadIdx.x == 256) {
+        prefetch_map(x_map);
+        prefetch_map(weight_map);
+    }
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int stage = 0; stage < DEEP; stage++) {

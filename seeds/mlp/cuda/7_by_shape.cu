@@ -174,6 +174,11 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* counter) {
     return count;
 }
 
+// A tensor map on its way, before it is first needed.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // ================================================================ few tokens: the weights are streamed
 
 namespace few {
@@ -657,6 +662,10 @@ __device__ __forceinline__ void multiply_tiles(
     const int slice_begin = int(blockIdx.z) * per_part, slice_end = min(slices, slice_begin + per_part);
     const int rank = blockIdx.x % CLUSTER, first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
 
+    if (threadIdx.x == 256) {
+        prefetch_map(low);
+        prefetch_map(high);
+    }
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int stage = 0; stage < DEEP; stage++) {
@@ -729,6 +738,7 @@ __device__ __forceinline__ void gate_up(
     int64_t M, int64_t K, int64_t N, void* workspace, const CUtensorMap* x_map, const CUtensorMap* gate_map,
     const CUtensorMap* up_map) {
     const int tiles_across = (int(N) + 63) / 64;
+    if (threadIdx.x == 256) prefetch_map(x_map);
     if (blockIdx.x == 0)   // for down
         for (int i = threadIdx.x; i < COUNT_BYTES / 4; i += blockDim.x) static_cast<uint32_t*>(workspace)[i] = 0;
     const GateUp<HIDDEN> product{hidden_tiles(workspace), tiles_across};

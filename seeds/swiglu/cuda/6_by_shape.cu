@@ -149,6 +149,11 @@ __device__ __forceinline__ uint4 load_piece(uint32_t from) {
     return piece;
 }
 
+// A tensor map on its way, before it is first needed.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // ================================================================ few tokens: the weights are streamed
 
 namespace few {
@@ -528,6 +533,11 @@ __device__ __forceinline__ void multiply_tiles(
     const int tiles = row_tiles * column_tiles, slices = (int(K) + 63) / 64;
     const int rank = blockIdx.x % CLUSTER, first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
 
+    if (threadIdx.x == 256) {
+        prefetch_map(x_map);
+        prefetch_map(gate_map);
+        prefetch_map(up_map);
+    }
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int stage = 0; stage < DEEP; stage++) {
