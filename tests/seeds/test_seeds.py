@@ -27,16 +27,7 @@ SEEDS: dict[Target, list[tuple[str, str]]] = {
     target: [(name, seed.note) for name in TASKS for seed in tasks.seeds(tasks.load(name, target))]
     for target in ("cuda", "cpu")
 }
-HOPPER_ONLY = (
-    "3_wgmma.cu",
-    "4_wgmma.cu",
-    "4_persistent.cu",
-    "4_bulk.cu",
-    "5_bulk.cu",
-    "6_bulk.cu",
-    "6_by_shape.cu",
-    "7_by_shape.cu",
-)
+HOPPER_ONLY = ("3_wgmma.cu", "4_wgmma.cu", "4_persistent.cu")
 
 
 @pytest.fixture(scope="module")
