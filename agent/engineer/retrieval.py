@@ -18,7 +18,7 @@ from agent.engineer.niches import elites
 from agent.engineer.tokens import tokens
 from agent.steps import Judged
 from archive import Archive
-from sandbox.contract import JUDGE_VERSION, Candidate, Device, Judgement, Task
+from sandbox.contract import Candidate, Device, Judgement, Task
 
 MOST = 4
 """Kernels that a search begins with."""
@@ -73,12 +73,15 @@ def shelves(archive: Archive, device: Device, own: Mapping[str, Task]) -> list[S
     for name in dict.fromkeys([*own, *tasks.available()]):
         if judged := archive.judgements(name, device.target, device.name):
             task = own.get(name) or tasks.load(name, device.target)
-            found.append((task, [(c, j) for c, j in judged if _comparable(j, task)]))
+            found.append((task, _comparable(judged, task)))
     return found
 
 
-def _comparable(judgement: Judgement, task: Task) -> bool:
-    return (judgement.task_version, judgement.judge_version) == (task.version, JUDGE_VERSION)
+def _comparable(judged: Sequence[Judged], task: Task) -> list[Judged]:
+    """Of the task's present version, by the newest judge that has judged it; what is taken up is judged anew anyway."""
+    own = [(candidate, judgement) for candidate, judgement in judged if judgement.task_version == task.version]
+    newest = max((judgement.judge_version for _, judgement in own), default=0)
+    return [(candidate, judgement) for candidate, judgement in own if judgement.judge_version == newest]
 
 
 def _fastest(judged: Sequence[Judged], task: Task, device: Device) -> list[Judged]:

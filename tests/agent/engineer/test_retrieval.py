@@ -109,6 +109,18 @@ def test_nothing_known_means_nothing_related(make_task, gpu) -> None:
     assert related(make_task(), [], gpu, n=3) == []
 
 
+def test_what_an_older_judge_said_counts_until_a_newer_one_has_spoken(kernel, judgement, tmp_path) -> None:
+    version = tasks.load("layernorm", "cuda").version
+    with Archive.open(tmp_path / "a.db") as archive:
+        for older in (1, 2):
+            candidate = kernel(f"int by_{older};", task="layernorm")
+            archive.add(candidate)
+            given = {"device": HOPPER.name, "task_version": version, "judge_version": older}
+            archive.record(judgement(candidate, 0.1, **given))
+        [(_, judged)] = shelves(archive, HOPPER, {})
+    assert [c.source for c, _ in judged] == [kernel("int by_2;").source]
+
+
 def test_shelves_hold_what_was_judged_of_the_present_version_on_the_device(kernel, judgement, tmp_path) -> None:
     version = tasks.load("layernorm", "cuda").version
     with Archive.open(tmp_path / "a.db") as archive:
