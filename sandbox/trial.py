@@ -402,11 +402,10 @@ class Trial:
             blocks = {name: self._shortened(name, block) for name, block in blocks.items()}
             rounds = self._worth(workload, blocks, rounds)
         results: dict[str, list[float]] = {subject: [] for subject in blocks}
-        more = _MORE_ROUNDS if self.events and not every_baseline else 0
-        while rounds > 0 or (more > 0 and _disagree(results)):
+        most = rounds + (_MORE_ROUNDS if self.events and not every_baseline else 0)
+        while (done := len(results["candidate"])) < rounds or (done < most and _disagree(results)):
             for subject in self.rng.sample(list(blocks), len(blocks)):
                 results[subject].append(self._block(workload, subject, blocks[subject], drawn))
-            rounds, more = rounds - 1, more - (rounds <= 0)
         self._alone(workload)
         wall_ms = self._clocks_agree(workload, drawn, blocks["candidate"]) if self.events else None
         return Rounds(results, {subject: block.count for subject, block in blocks.items()}, wall_ms)

@@ -6,10 +6,10 @@ import pytest
 
 from agent import published
 from archive import Archive
+from bench import plot
 
 
 def test_eager_that_was_late_once_makes_no_kernel_faster(tmp_path: Path) -> None:
-    plot = pytest.importorskip("bench.plot", reason="matplotlib is not installed", exc_type=ImportError)
     with Archive.open(tmp_path / "archive.db", published.files()) as archive:
         judged = archive.judgements("layernorm")
     eager = plot.usual_eager([judgement for _, judgement in judged])["layernorm"]
